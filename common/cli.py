@@ -1,0 +1,63 @@
+"""A script's command line: options from a dataclass (tyro), and one way to end it.
+
+`run` gives every script the same manners: a mistake of the user's is one line on stderr and exit
+code 2, Ctrl-C is exit code 130, and anything else is our mistake and keeps its traceback.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: what was wrong, and what to change."""
+
+
+def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) -> None:
+    """Parse argv (default: the command line) into options_class and call main with it.
+
+    Raises SystemExit: 2 on a UserError or an option that does not parse, 130 on Ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed, in pipes too
+    try:
+        options = _parse(options_class, argv)
+        check_positive(options, "batch_size", "block_size", "steps")
+        main(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `script | head`: the reader has gone, which is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
+
+
+def check_positive(options, *names: str) -> None:
+    """Raises UserError if one of the named options, where the script has it, is below 1."""
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+
+
+def _parse(options_class: type, argv: Sequence[str]):
+    """tyro's parser, with its box of several lines about a wrong option made one line."""
+    doc = sys.modules[options_class.__module__].__doc__
+    if {"-h", "--help"} & set(argv):
+        return tyro.cli(options_class, args=argv, description=doc)
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(options_class, args=argv, description=doc)
+    except SystemExit:
+        box = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", stderr.getvalue())
+        words = " ".join(box.split("For full helptext")[0].split())
+        raise UserError(f"{words} (--help lists the options)") from None

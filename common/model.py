@@ -1,0 +1,142 @@
+"""GPT-2 in about a hundred lines, after "Language Models are Unsupervised Multitask Learners"
+(Radford et al., 2019) and OpenAI's released code: pre-norm blocks, learned positions, tanh-GELU.
+
+The model is complete here. Later stages add to it from outside: another attention function or a
+larger vocabulary through `GPTConfig`, tied weights and initialisation by calls on a built model.
+State-dict names are Hugging Face's. Shapes: B rows, T tokens, C = n_embd, nh heads of hs = C / nh.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+
+def causal_attention(q, k, v, dropout_p=0.0):
+    """softmax(q kᵀ / √hs) v, each position seeing itself and its past. q, k, v: (B, nh, T, hs)."""
+    T = q.size(-2)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, nh, T, T)
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return F.dropout(weights, dropout_p) @ v  # (B, nh, T, hs)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT. Raises ValueError for sizes that cannot be built."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768  # C, the width
+    block_size: int = 1024  # the longest sequence
+    vocab_size: int = 50257  # 50,000 merges, 256 bytes, <|endoftext|>
+    dropout: float = 0.0
+    attention: Callable = causal_attention
+
+    def __post_init__(self):
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"{self.n_head} heads do not divide a width of {self.n_embd}: "
+                             "choose n_head so that n_embd is a multiple of it")  # fmt: skip
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: give 0 or more, and less than 1")
+
+
+# Parameters with the head tied to the token embedding. GPT-3's shapes are the paper's table 2.1,
+# where two rows do not add up: 1.3B has 16 heads of 128 (not 24), 13B is 5120 wide (not 5140).
+PRESETS = {
+    "gpt-nano": GPTConfig(3, 3, 48),  #                2,546,304
+    "gpt-micro": GPTConfig(4, 4, 128),  #              7,357,312
+    "gpt-mini": GPTConfig(6, 6, 192),  #              12,515,904
+    "gpt2": GPTConfig(12, 12, 768),  #               124,439,808
+    "gpt2-medium": GPTConfig(24, 16, 1024),  #       354,823,168
+    "gpt2-large": GPTConfig(36, 20, 1280),  #        774,030,080
+    "gpt2-xl": GPTConfig(48, 25, 1600),  #         1,557,611,200
+    "gpt3-125m": GPTConfig(12, 12, 768, 2048),  #
+    "gpt3-350m": GPTConfig(24, 16, 1024, 2048),  #
+    "gpt3-760m": GPTConfig(24, 16, 1536, 2048),  #
+    "gpt3-1.3b": GPTConfig(24, 16, 2048, 2048),  #
+    "gpt3-2.7b": GPTConfig(32, 32, 2560, 2048),  #
+    "gpt3-6.7b": GPTConfig(32, 32, 4096, 2048),  #
+    "gpt3-13b": GPTConfig(40, 40, 5120, 2048),  #
+}
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout, self.attention = config.n_head, config.dropout, config.attention
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, nh, T, hs)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        y = self.attention(q, k, v, self.dropout if self.training else 0.0)
+        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd)  # eps 1e-5
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))  # tokens exchange information
+        return x + self.mlp(self.ln_2(x))  # each token digests it
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(config.vocab_size, config.n_embd),
+                wpe=nn.Embedding(config.block_size, config.n_embd),
+                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                ln_f=nn.LayerNorm(config.n_embd),
+            )
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+
+    def forward(self, idx, targets=None):
+        """Logits (B, T, vocab_size) for ids (B, T) int64, and the mean cross-entropy in nats
+        against targets (B, T) if they are given, else None. Raises ValueError if T is too long."""
+        T = idx.size(1)
+        if T > self.config.block_size:
+            raise ValueError(f"{T} tokens do not fit a block size of {self.config.block_size}: "
+                             "shorten the sequence, or build a model with a larger block_size")  # fmt: skip
+        t = self.transformer
+        x = t.wte(idx) + t.wpe.weight[:T]  # (B, T, C)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in t.h:
+            x = block(x)
+        logits = self.lm_head(t.ln_f(x))
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
