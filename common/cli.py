@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from common.model import ConfigError
+
 
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what was wrong, and what to change."""
@@ -21,7 +23,8 @@ class UserError(Exception):
 def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) -> None:
     """Parse argv (default: the command line) into options_class and call main with it.
 
-    Raises SystemExit: 2 on a UserError or an option that does not parse, 130 on Ctrl-C.
+    Raises SystemExit: 2 on a UserError, a ConfigError or an option that does not parse, 130 on
+    Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed, in pipes too
@@ -29,7 +32,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         options = _parse(options_class, argv)
         check_positive(options, "batch_size", "block_size", "steps")
         main(options)
-    except UserError as error:
+    except (UserError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -1,14 +1,12 @@
-"""GPT-2 in about a hundred lines, after "Language Models are Unsupervised Multitask Learners"
-(Radford et al., 2019) and OpenAI's released code: pre-norm blocks, learned positions, tanh-GELU.
+"""GPT-2 (Radford et al., 2019, and OpenAI's code): pre-norm blocks, learned positions, tanh-GELU.
 
-The model is complete here. Later stages add to it from outside: another attention function or a
-larger vocabulary through `GPTConfig`, tied weights and initialisation by calls on a built model.
+Complete as it stands: later stages add from outside, through GPTConfig or by calls on a model.
 State-dict names are Hugging Face's. Shapes: B rows, T tokens, C = n_embd, nh heads of hs = C / nh.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -24,47 +22,60 @@ def causal_attention(q, k, v, dropout_p=0.0):
     return F.dropout(weights, dropout_p) @ v  # (B, nh, T, hs)
 
 
+class ConfigError(ValueError):
+    """A name or sizes that do not fit. The message is one line: the numbers, what to change."""
+
+
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT. Raises ValueError for sizes that cannot be built."""
-
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768  # C, the width
     block_size: int = 1024  # the longest sequence
-    vocab_size: int = 50257  # 50,000 merges, 256 bytes, <|endoftext|>
+    vocab_size: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
     dropout: float = 0.0
     attention: Callable = causal_attention
 
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
         if self.n_embd % self.n_head:
-            raise ValueError(f"{self.n_head} heads do not divide a width of {self.n_embd}: "
-                             "choose n_head so that n_embd is a multiple of it")  # fmt: skip
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: give 0 or more, and less than 1")
+            hint = "give an n_embd that is a multiple of n_head"
+            raise ConfigError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
+
+    def flops_per_token(self, T: int) -> int:
+        """Forward and backward: 6 for each weight of a matrix, 12·C·T a layer for attention over
+        all T positions (PaLM, Chowdhery et al., 2022, appendix B). A multiply-add counts as 2."""
+        matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
+        return 6 * matrices + 12 * self.n_layer * self.n_embd * T
 
 
 # Parameters with the head tied to the token embedding. GPT-3's shapes are the paper's table 2.1,
 # where two rows do not add up: 1.3B has 16 heads of 128 (not 24), 13B is 5120 wide (not 5140).
 PRESETS = {
-    "gpt-nano": GPTConfig(3, 3, 48),  #                2,546,304
-    "gpt-micro": GPTConfig(4, 4, 128),  #              7,357,312
-    "gpt-mini": GPTConfig(6, 6, 192),  #              12,515,904
-    "gpt2": GPTConfig(12, 12, 768),  #               124,439,808
-    "gpt2-medium": GPTConfig(24, 16, 1024),  #       354,823,168
-    "gpt2-large": GPTConfig(36, 20, 1280),  #        774,030,080
-    "gpt2-xl": GPTConfig(48, 25, 1600),  #         1,557,611,200
-    "gpt3-125m": GPTConfig(12, 12, 768, 2048),  #
-    "gpt3-350m": GPTConfig(24, 16, 1024, 2048),  #
-    "gpt3-760m": GPTConfig(24, 16, 1536, 2048),  #
-    "gpt3-1.3b": GPTConfig(24, 16, 2048, 2048),  #
-    "gpt3-2.7b": GPTConfig(32, 32, 2560, 2048),  #
-    "gpt3-6.7b": GPTConfig(32, 32, 4096, 2048),  #
-    "gpt3-13b": GPTConfig(40, 40, 5120, 2048),  #
+    "gpt-nano": GPTConfig(3, 3, 48),  # 2,546,400
+    "gpt-micro": GPTConfig(4, 4, 128),  # 7,357,312
+    "gpt-mini": GPTConfig(6, 6, 192),  # 12,515,520
+    "gpt2": GPTConfig(12, 12, 768),  # 124,439,808
+    "gpt2-medium": GPTConfig(24, 16, 1024),  # 354,823,168
+    "gpt2-large": GPTConfig(36, 20, 1280),  # 774,030,080
+    "gpt2-xl": GPTConfig(48, 25, 1600),  # 1,557,611,200
+    "gpt3-125m": GPTConfig(12, 12, 768, 2048),  # 125,226,240
+    "gpt3-350m": GPTConfig(24, 16, 1024, 2048),  # 355,871,744
+    "gpt3-760m": GPTConfig(24, 16, 1536, 2048),  # 760,300,032
+    "gpt3-1.3b": GPTConfig(24, 16, 2048, 2048),  # 1,315,723,264
+    "gpt3-2.7b": GPTConfig(32, 32, 2560, 2048),  # 2,651,553,280
+    "gpt3-6.7b": GPTConfig(32, 32, 4096, 2048),  # 6,658,404,352
+    "gpt3-13b": GPTConfig(40, 40, 5120, 2048),  # 12,853,386,240
 }
+
+
+def preset(name: str, **changes) -> GPTConfig:
+    """PRESETS[name] with some fields changed. Raises ConfigError for a name it does not hold."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called '{name}': take one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)
 
 
 class CausalSelfAttention(nn.Module):
@@ -114,25 +125,21 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            dict(
-                wte=nn.Embedding(config.vocab_size, config.n_embd),
-                wpe=nn.Embedding(config.block_size, config.n_embd),
-                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                ln_f=nn.LayerNorm(config.n_embd),
-            )
-        )
+        parts = {
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),
+            "wpe": nn.Embedding(config.block_size, config.n_embd),
+            "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            "ln_f": nn.LayerNorm(config.n_embd),
+        }
+        self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, vocab_size) for ids (B, T) int64, and the mean cross-entropy in nats
-        against targets (B, T) if they are given, else None. Raises ValueError if T is too long."""
-        T = idx.size(1)
-        if T > self.config.block_size:
-            raise ValueError(f"{T} tokens do not fit a block size of {self.config.block_size}: "
-                             "shorten the sequence, or build a model with a larger block_size")  # fmt: skip
+        """Logits (B, T, vocab_size) for ids (B, T) int64, and with targets (B, T) their mean
+        cross-entropy in nats, else None. Raises ConfigError for ids that do not fit the model."""
+        self._check(idx)
         t = self.transformer
-        x = t.wte(idx) + t.wpe.weight[:T]  # (B, T, C)
+        x = t.wte(idx) + t.wpe.weight[: idx.size(1)]  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in t.h:
             x = block(x)
@@ -140,3 +147,14 @@ class GPT(nn.Module):
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))
+
+    def _check(self, idx):
+        T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
+        if T > limit:
+            hint = "shorten the sequence, or build the model with a larger block_size"
+            raise ConfigError(f"{T} tokens do not fit a block size of {limit}: {hint}")
+        if idx.is_cpu and not torch.compiler.is_compiling():  # elsewhere a look would cost a wait
+            low, high = idx.min(), idx.max()
+            if low < 0 or high >= vocab:
+                hint = "check that text and model have the same tokenizer"
+                raise ConfigError(f"ids {low} to {high} exceed a vocabulary of {vocab}: {hint}")

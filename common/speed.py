@@ -1,0 +1,78 @@
+"""Four ways to the same numbers, sooner: attention, vocabulary, precision, compilation.
+
+What a machine may lack is asked first: `why_not_…` gives None, or the reason.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from common.model import GPT
+
+
+def flash_attention(q, k, v, dropout_p=0.0):
+    """`causal_attention` as one kernel, which never holds the (T, T) scores as a whole
+    (FlashAttention, Dao et al., 2022). q, k, v: (B, nh, T, hs)."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
+
+
+def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
+    """Widen wte and lm_head with rows of zeros to a multiple of `multiple` ids: 50257 → 50304.
+
+    Kernels work in tiles, and 50257 is a multiple of none of them. The new ids never occur in a
+    text; their logits start at 0, which adds ln(1 + 47 / Σ exp(logits)) < 0.001 to the loss, and
+    training drives them down. A multiple of 1 changes nothing. Tied weights stay tied.
+    """
+    vocab_size = -(-model.config.vocab_size // multiple) * multiple
+    missing = vocab_size - model.config.vocab_size
+    wte, lm_head = model.transformer.wte, model.lm_head
+    tied = wte.weight is lm_head.weight
+    for part in (wte, lm_head) if missing else ():
+        part.weight = nn.Parameter(F.pad(part.weight.detach(), (0, 0, 0, missing)))
+    if tied:
+        lm_head.weight = wte.weight
+    wte.num_embeddings = lm_head.out_features = vocab_size
+    model.config = replace(model.config, vocab_size=vocab_size)
+    return model
+
+
+def why_not_tf32(device: torch.device) -> str | None:
+    """TF32 is fp32 with 10 bits of mantissa in the products: NVIDIA's Ampere and later have it."""
+    if device.type != "cuda":
+        return f"TF32 is a mode of NVIDIA GPUs, not of {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than Ampere"
+    return None
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that this device computes natively: bf16, which has fp32's range, else fp16,
+    which needs a gradient scaler, else None."""
+    if device.type == "cuda":
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if ampere else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
+    features = torch.cpu.get_capabilities()
+    native = ("amx_bf16", "avx512_bf16", "bf16")  # the last is ARM's name for it
+    return torch.bfloat16 if any(features.get(name) for name in native) else None
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None):
+    """Matrix products in dtype; sums, softmax and weights stay fp32. None: all is fp32."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """Whether torch.compile works here, by compiling one sum: it needs a C++ compiler on a CPU,
+    Triton on a GPU."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        return str(error).strip().split("\n")[0]
+    return None

