@@ -15,10 +15,10 @@ cached, a random model of the same size goes through the same proof: its loss is
 from dataclasses import dataclass
 
 import torch
-from common.corpus import read_corpus
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.cli import UserError, check_positive, run
+from common.corpus import read_corpus
 from common.device import pick_device, seed_everything
 from common.evals import evaluate
 from common.generate import check_sampling, generate
