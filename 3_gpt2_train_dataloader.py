@@ -72,8 +72,8 @@ def main(options: Options) -> None:
             loss = loss.item()
             seconds = time.perf_counter() - start
             log.row(step=step, loss=loss, ms=seconds * 1000, tokens_per_s=B * T / seconds)
-            if step == 1:
-                print(f"about {seconds * (options.steps - 2):.0f} s to go")
+            if step == 4:
+                print(f"about {seconds * (options.steps - 5):.0f} s to go")
         after = evaluate(model, held_out, T)
         log.held_out(options.steps, after.loss)
     print(f"held out, before: {before}")

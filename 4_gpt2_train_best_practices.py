@@ -90,8 +90,8 @@ def main(options: Options) -> None:
                 seconds = time.perf_counter() - start
                 log.row(name, start=name, step=step, loss=losses[-1], ms=seconds * 1000,
                         tokens_per_s=B * T / seconds)  # fmt: skip
-                if step == 1:
-                    left = seconds * (options.steps - 2)
+                if step == 4:
+                    left = seconds * (options.steps - 5)
                     print(f"about {left:.0f} s to go for this model, of {len(STARTS)}")
             after = evaluate(model, held_out, T)
             log.held_out(options.steps, after.loss, name)

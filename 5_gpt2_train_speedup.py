@@ -9,8 +9,9 @@ You will see a row a rung, each on top of the ones before: the median time of a 
 (forward, backward, clip, AdamW), what it gained, its share of the fastest matrix product this
 machine does in that precision (MFU), the memory at its fullest, and how far the rung's first loss
 is from rung 0's on the same batch. A rung that your machine lacks, or that a trial shows to be
-slower on it, is skipped with the reason. Rows differ in the model alone: clipping and fused AdamW are the same in all, rung 0 too.
-Then Hugging Face's model in its fastest ordinary setting, and rung 0 again, for the drift.
+slower on it, is skipped with the reason. Rows differ in the model alone: clipping and fused AdamW
+are the same in all, rung 0 too. Then Hugging Face's model in its fastest ordinary setting, and
+rung 0 again, for the drift.
 """
 
 import json

@@ -74,7 +74,7 @@ def _read_text(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is no UTF-8 (byte {raw[error.start]:#04x} at {error.start:,}): convert it first"
+            f"{path} is no UTF-8 (byte {raw[error.start]:#04x} at {error.start:,}): convert it"
         ) from None
     if not text.strip():
         raise UserError(f"{path} is empty: give a file with some text")
@@ -157,7 +157,7 @@ def _render(markdown: str) -> str:
     speeches: list[list[str]] = []
     for block in re.split(r"\n\s*\n", markdown):
         block = re.sub(r"\\(.)", r"\1", block)  # Markdown's escapes
-        block = re.sub(r"_*\[.*?\]_*|^\*[^*\n]*\*\s*$", "", block, flags=re.DOTALL | re.MULTILINE)
+        block = re.sub(r"_*\[.*?\]_*|^\*[^*]*\*\s*$", "", block, flags=re.DOTALL | re.MULTILINE)
         block = block.strip()  # without _[Aside]_ and *Sound a horn.*
         if not block or block[0] in "#_":  # a heading, a direction
             continue

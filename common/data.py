@@ -11,7 +11,7 @@ from common.corpus import read_corpus
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 HELD_OUT_SHARE = 10  # one token in ten is held out,
-HELD_OUT_MOST = 2**15  # but no more than this: evaluation stays affordable
+HELD_OUT_MOST = 2**14  # but no more than this: evaluation stays affordable
 
 
 @dataclass(frozen=True)

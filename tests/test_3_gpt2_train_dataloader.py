@@ -1,0 +1,193 @@
+"""Stage 3: tokens, batches, and what a run leaves behind."""
+
+import csv
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPTS, run_script
+
+from common.cli import UserError
+from common.data import HELD_OUT_MOST, Batches, load_tokens
+from common.runlog import RunLog
+
+SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "16", "--device", "cpu")
+
+
+def starts(batches, n):
+    """The first ids of the rows of the next n batches; the tokens must be 0, 1, 2, …"""
+    return [int(row[0]) for _ in range(n) for row in next(batches)[0]]
+
+
+@pytest.mark.parametrize("n, B, T", [(1001, 4, 10), (1000, 4, 10), (997, 3, 7), (65, 1, 64)])
+def test_an_epoch_holds_every_window_once(n, B, T):
+    batches = Batches(np.arange(n), B, T, seed=3)
+    windows = (n - 1) // T
+    assert batches.n_windows == windows and batches.tail == n - 1 - windows * T
+    rows = starts(batches, 2 * -(-windows // B))
+    epochs = rows[:windows], rows[windows : 2 * windows]
+    for epoch in epochs[: len(rows) // windows]:
+        assert sorted(epoch) == [i * T for i in range(windows)]
+    if windows > 5:
+        assert epochs[0] != sorted(epochs[0]) and epochs[0] != epochs[1]
+
+
+def test_targets_are_one_token_later():
+    x, y = next(Batches(np.arange(500, dtype=np.uint16), 4, 9))
+    assert x.shape == y.shape == (4, 9) and x.dtype == torch.int64
+    assert torch.equal(y, x + 1) and torch.equal(x, x[:, :1] + torch.arange(9))
+
+
+def test_order_depends_on_the_seed_alone():
+    tokens = np.arange(300)
+    one, two, other = (starts(Batches(tokens, 2, 5, seed=s), 30) for s in (1, 1, 2))
+    assert one == two != other
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_are_disjoint_and_together_one_order(world_size):
+    tokens, B = np.arange(1001), 12 // world_size
+    ranks = [Batches(tokens, B, 10, 5, rank, world_size) for rank in range(world_size)]
+    together = [row for _ in range(25) for rank in ranks for row in starts(rank, 1)]
+    assert together == starts(Batches(tokens, 12, 10, 5), 25)  # three epochs, crossing their ends
+    assert set(Counter(together).values()) == {3}
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 24, 25, 26, 80])
+def test_state_restores_exactly(taken):
+    def fresh():
+        return Batches(np.arange(777), 4, 7, seed=9)
+
+    batches = fresh()
+    starts(batches, taken)
+    state = batches.state()
+    assert state.keys() == {"epoch", "position"} and all(type(v) is int for v in state.values())
+    resumed = fresh()
+    resumed.restore(state)
+    assert starts(resumed, 60) == starts(batches, 60)
+
+
+def test_token_files_are_mapped_not_read(tmp_path, capsys):
+    np.save(tmp_path / "ids.npy", (np.arange(5000) % 50257).astype(np.uint16))
+    tokens = load_tokens(str(tmp_path / "ids.npy"))
+    assert isinstance(tokens.train, np.memmap)
+    x, _ = next(Batches(tokens.train, 2, 8))
+    assert x.dtype == torch.int64 and "5,000 tokens" in capsys.readouterr().out
+
+
+def test_the_held_out_end_is_cut_once(text_file):
+    tokens = load_tokens(str(text_file))
+    n = len(tokens.train) + len(tokens.held_out)
+    assert len(tokens.held_out) == min(n // 10, HELD_OUT_MOST)
+    whole = np.concatenate([tokens.train, tokens.held_out])
+    from common.tokenizer import gpt2_tokenizer
+
+    assert gpt2_tokenizer().decode(whole.tolist()) == text_file.read_text()
+
+
+@pytest.mark.parametrize(
+    "ids, words",
+    [
+        (np.zeros((5, 5), np.uint16), "shape (5, 5)"),
+        (np.zeros(50), "float64"),
+        (np.full(50, 50257), "50257"),
+        (np.full(50, -1), "-1"),
+    ],
+)
+def test_foreign_token_files_are_refused(tmp_path, ids, words):
+    np.save(tmp_path / "ids.npy", ids)
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_tokens(str(tmp_path / "ids.npy"))
+
+
+def test_the_script_as_a_user_runs_it(text_file, tmp_path):
+    done = run_script(
+        3, *SMALL, "--data", str(text_file), "--steps", "30", "--lr", "1e-2", cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "an epoch: " in done.stdout and "tokens over" in done.stdout
+    before, after = (
+        float(x) for x in re.findall(r"held out, \w+: +loss ([\d.]+)", done.stdout)[1:]
+    )
+    assert before > 10 and after < before - 1
+    rows = list(csv.DictReader((tmp_path / "runs/3_dataloader/metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(30))
+    printed = [float(x) for x in re.findall(r"^step .*loss +([\d.]+)", done.stdout, re.M)]
+    assert printed == [round(float(row["loss"]), 4) for row in rows]
+    picture = (tmp_path / "runs/3_dataloader/metrics.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and picture.rstrip().endswith(b"IEND\xaeB`\x82")
+
+
+def test_two_runs_are_the_same(call, text_file, tmp_path):
+    options = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "16", "--steps", "4")
+    for out in "ab":
+        assert call(3, *options, "--data", str(text_file), "--out", out)[0] == 0
+    one, two = (
+        [row["loss"] for row in csv.DictReader((tmp_path / out / "metrics.csv").open())]
+        for out in "ab"
+    )
+    assert one == two
+
+
+def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
+    command = [
+        sys.executable,
+        str(SCRIPTS[3]),
+        *SMALL,
+        "--data",
+        str(text_file),
+        "--steps",
+        "99999",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step   20"):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in stderr
+    folder = tmp_path / "runs/3_dataloader"
+    assert {p.name for p in folder.iterdir()} == {"metrics.csv", "metrics.png"}
+    rows = list(csv.reader((folder / "metrics.csv").open()))
+    assert len(rows) > 20 and {len(row) for row in rows} == {4}
+    assert "metrics.png" in stdout
+
+
+def test_a_picture_shows_its_own_run(tmp_path):
+    def picture(losses):
+        with RunLog(tmp_path, "step", "loss") as log:
+            for step, loss in enumerate(losses):
+                log.row(step=step, loss=loss)
+        return hashlib.sha256(Path(tmp_path / "metrics.png").read_bytes()).hexdigest()
+
+    assert picture([3, 2, 1]) == picture([3, 2, 1]) != picture([3, 2, 2])
+
+
+def test_bad_input(refused, text_file, tmp_path):
+    data = ("--data", str(text_file))
+    refused("--batch-size is 0", 3, *data, "--batch-size", "0")
+    refused("--block-size is -1", 3, *data, "--block-size", "-1")
+    refused("more than the 1024 tokens", 3, *data, "--block-size", "2048")
+    refused("fewer than a batch of 8", 3, *data, "--block-size", "1024")
+    refused("no preset", 3, *data, "--model", "gpt-huge")
+    refused("does not exist", 3, "--data", "gone")
+    (tmp_path / "short.txt").write_text("To be.")
+    refused("too few to hold some out", 3, "--data", "short.txt")
+    (tmp_path / "ids.npy").write_text("no array")
+    refused("no .npy file", 3, "--data", "ids.npy")
+    (tmp_path / "file").write_text("")
+    refused("can't be made a folder", 3, *data, "--out", "file/run")
+    assert not (tmp_path / "runs").exists()

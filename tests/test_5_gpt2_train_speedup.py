@@ -1,0 +1,286 @@
+"""Stage 5: each rung is the same model, and the ladder's arithmetic is right."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SCRIPTS, load_script, run_script
+
+from common import bench
+from common.bench import Ladder, PeakMemory, Row, attention_gain, matmul_peak, timed
+from common.init import init_weights, tie_weights
+from common.model import GPT, GPTConfig, causal_attention
+from common.pretrained import as_hugging_face
+from common.speed import autocast, autocast_dtype, flash_attention, pad_vocab, why_not_tf32
+
+CPU = torch.device("cpu")
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=50257)
+SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--steps", "2")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 17, 8), (1, 1, 1, 4), (4, 2, 64, 16)])
+def test_flash_is_plain_forward_and_backward(shape):
+    torch.manual_seed(0)
+    results = []
+    inputs = torch.randn(3, *shape).double()
+    for attention in (causal_attention, flash_attention):
+        qkv = inputs.clone().requires_grad_()
+        out = attention(*qkv)
+        out.square().sum().backward()
+        results.append((out, qkv.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_flash_drops_when_told():
+    q = torch.randn(1, 2, 8, 4)
+    assert not torch.equal(flash_attention(q, q, q, 0.5), flash_attention(q, q, q))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padding_keeps_logits_and_gradients(tied):
+    torch.manual_seed(0)
+    model = GPT(replace(TINY, vocab_size=1000))
+    model = init_weights(tie_weights(model) if tied else model, 1)
+    idx = torch.randint(1000, (2, 16))
+    logits, loss = model(idx, idx)
+    padded = pad_vocab(model)
+    assert padded.config.vocab_size == 1024 and padded is model
+    assert (padded.lm_head.weight is padded.transformer.wte.weight) == tied
+    wide, wide_loss = padded(idx, idx)
+    assert torch.equal(wide[..., :1000], logits) and not wide[..., 1000:].any()
+    expected = (torch.log(logits.exp().sum(-1) + 24) - logits.exp().sum(-1).log()).mean()
+    torch.testing.assert_close(wide_loss - loss, expected, rtol=1e-2, atol=1e-5)
+    wide_loss.backward()
+    assert padded.lm_head.weight.grad.shape == (1024, 32)
+
+
+def test_padding_to_50304_and_by_nothing():
+    assert pad_vocab(GPT(TINY)).config.vocab_size == 50304
+    model = GPT(replace(TINY, vocab_size=1024))
+    before = model.lm_head.weight
+    assert pad_vocab(model).lm_head.weight is before
+    assert pad_vocab(model, 1).config.vocab_size == 1024
+
+
+def test_autocast_off_is_fp32_and_on_is_near():
+    torch.manual_seed(0)
+    model, idx = init_weights(GPT(TINY), 1), torch.randint(50257, (2, 32))
+    loss = model(idx, idx)[1]
+    with autocast(CPU, None):
+        assert torch.equal(model(idx, idx)[1], loss)
+    with autocast(CPU, torch.bfloat16):
+        logits, near = model(idx, idx)
+    assert logits.dtype is torch.bfloat16
+    assert abs(near - loss) < 0.01
+
+
+@pytest.mark.parametrize(
+    "features, dtype",
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16),
+     ({"bf16": True}, torch.bfloat16), ({"avx512_bf16": False}, None), ({}, None)],
+)  # fmt: skip
+def test_16_bits_only_where_they_are_native(monkeypatch, features, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert autocast_dtype(CPU) is dtype
+
+
+@pytest.mark.parametrize("capability, dtype", [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_gpus_before_ampere_take_fp16_and_no_tf32(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    assert autocast_dtype(device) is dtype
+    assert (why_not_tf32(device) is None) == (dtype is torch.bfloat16)
+
+
+def test_hugging_faces_row_has_our_loss_and_gradient():
+    torch.manual_seed(0)
+    model = init_weights(tie_weights(GPT(TINY)), 1)
+    theirs = as_hugging_face(model).train()
+    assert theirs.lm_head.weight is theirs.transformer.wte.weight
+    x, y = torch.randint(50257, (2, 2, 32))
+    ours, loss = model(x, y)[1], theirs(x, labels=y, shift_labels=y).loss
+    torch.testing.assert_close(ours, loss)
+    ours.backward()
+    loss.backward()
+    torch.testing.assert_close(
+        model.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-3, atol=1e-6
+    )
+
+
+def row(name, *ms, loss=10.0, dtype="float32"):
+    return Row(name, [x / 1000 for x in ms], loss, dtype, first_step=3.0, peak_bytes=2 * 10**9)
+
+
+def test_the_arithmetic_of_the_ladder(capsys):
+    ladder = Ladder(TINY, B=4, T=32, device=CPU)
+    ladder.peaks = {(torch.float32, "highest"): 1e12, (torch.bfloat16, "highest"): 4e12}
+    first = ladder.add(row("0 fp32", 190, 200, 240))
+    second = ladder.add(row("2 autocast", 100, loss=10.004, dtype="bfloat16"), first)
+    third = ladder.add(row("3 attention", 80, dtype="bfloat16"), second)
+    assert first.ms == pytest.approx(200) and first.spread == pytest.approx(0.125)
+    assert first.tokens_per_s == pytest.approx(640)
+    assert (first.times_previous, first.times_first) == (None, 1)
+    assert second.times_previous == second.times_first == pytest.approx(2)
+    assert third.times_previous == pytest.approx(1.25)
+    assert third.times_first == pytest.approx(2.5)
+    assert first.mfu == pytest.approx(TINY.flops_per_token(32) * 640 / 1e12)
+    assert second.mfu == pytest.approx(TINY.flops_per_token(32) * 1280 / 4e12)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and max(map(len, lines)) <= 80
+    assert lines[2].split()[2:] == ["100.0", "±0.0%", "1,280", "2.00", "2.00",
+                                    f"{second.mfu:.1%}", "2.0", "+0.0040"]  # fmt: skip
+
+
+def test_a_rung_with_another_loss_does_not_count():
+    ladder = Ladder(TINY, B=4, T=32, device=CPU)
+    ladder.peaks = {(torch.float32, "highest"): 1e12}
+    ladder.add(row("0 fp32", 200))
+    for wrong in (10.03, 9.97, math.nan):
+        with pytest.raises(AssertionError, match="loss"):
+            ladder.add(row("1 wrong", 1, loss=wrong))
+    assert len(ladder.rows) == 1
+
+
+def test_timing_and_peaks_are_of_this_world():
+    seconds, result = timed(lambda: time.sleep(0.05) or 7, CPU)
+    assert result == 7 and 0.05 <= seconds < 0.5
+    peak = matmul_peak(CPU, torch.float32)
+    n = 1024
+    a = torch.randn(n, n)
+    usual = 2 * n**3 / sorted(timed(lambda: a @ a, CPU)[0] for _ in range(5))[2]
+    assert usual / 3 < peak < usual * 3
+    assert 0.05 < attention_gain((2, 2, 64, 16), torch.float32, CPU) < 50
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="Linux counts")
+def test_peak_memory_forgets_what_was_before():
+    big = torch.ones(2**26)  # 256 MiB
+    del big
+    memory = PeakMemory(CPU)
+    before = memory.read()
+    big = torch.ones(2**26)
+    assert memory.read() - before > 2**27, big.shape
+
+
+def test_every_rung_is_the_same_model(monkeypatch):
+    """The loss of the first step and the weights after one, rung by rung, within bf16's rounding."""
+    script = load_script(5)
+    x, y = torch.randint(50257, (2, 2, 32), generator=torch.Generator().manual_seed(0))
+    setting, losses = script.Setting(), []
+    for name, change, *_ in script.RUNGS:
+        setting = replace(setting, **change)
+        model = script.build(TINY, replace(setting, compiled=False), seed=1)
+        loss_of = lambda x, y, model=model: model(x, y)[1]  # noqa: E731
+        result = script.time_steps(name, model, loss_of, [(x, y)] * 3, setting, CPU, 3e-4)
+        losses.append(result.loss)
+    assert losses[0] == losses[1]  # TF32 changes nothing on a CPU
+    assert max(losses) - min(losses) < 0.005
+    assert [name for name, *_ in script.RUNGS] == [
+        "fp32", "TF32", "autocast", "attention", "vocabulary", "compile"
+    ]  # fmt: skip
+
+
+def test_the_step_clips_and_steps_like_fused_adamw_by_hand():
+    script = load_script(5)
+    model = script.build(TINY, script.Setting(), seed=1)
+    twin = script.build(TINY, script.Setting(), seed=1)
+    x, y = torch.randint(50257, (2, 2, 32), generator=torch.Generator().manual_seed(0))
+    script.time_steps("x", model, lambda x, y: model(x, y)[1], [(x, y)] * 3, script.Setting(),
+                      CPU, 1e-3)  # fmt: skip
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3)  # the for-loop
+    for _ in range(3):
+        twin(x, y)[1].backward()
+        norm = torch.stack([p.grad.square().sum() for p in twin.parameters()]).sum().sqrt()
+        for p in twin.parameters():
+            p.grad *= min(1.0, 1.0 / (norm.item() + 1e-6))
+        optimizer.step()
+        optimizer.zero_grad()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
+def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
+    done = run_script(
+        5, *SMALL, "--data", str(text_file), "--json", "l.json", "--device", "cpu", cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    for words in ("0 fp32", "1 TF32", "skipped", "Hugging Face", "0 fp32, again", "drift",
+                  "2.3×·1.05×", "minutes at most"):  # fmt: skip
+        assert words in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 90
+    result = json.loads((tmp_path / "l.json").read_text())
+    rows = [r for r in result["rows"] if r["seconds"]]
+    assert all(len(r["seconds"]) == 2 and 0 < r["mfu"] < 1 for r in rows)
+    assert all(abs(r["loss"] - rows[0]["loss"]) < 0.02 for r in rows)
+    assert rows[-1]["loss"] == rows[0]["loss"]
+    compiled = [r for r in rows if r["name"].startswith(("5", "Hugging"))]
+    assert all(r["first_step"] > 3 * max(r["seconds"]) for r in compiled)
+    assert {p.name for p in (tmp_path / "runs/5_speedup").iterdir()} == {"ladder.png"}
+
+
+def test_upto_and_only(call, text_file):
+    data = ("--data", str(text_file))
+    code, stdout, _ = call(5, *SMALL, *data, "--upto", "0")
+    names = re.findall(r"^(\d \w+)  +\d+\.\d", stdout, re.M)
+    assert code == 0 and names == ["0 fp32"] and "0 fp32, again" in stdout
+    code, stdout, _ = call(5, *SMALL, *data, "--only", "4")
+    assert re.findall(r"^(\d \w+)  +\d+\.\d", stdout, re.M) == ["0 fp32", "4 vocabulary"]
+    assert "Hugging Face" not in stdout
+
+
+def test_without_a_compiler_the_rung_is_skipped(text_file, tmp_path):
+    """No C++ compiler: a reason in the table, not a crash."""
+    env = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    code = (
+        "import torch; from common.speed import why_not_compile as w; print(w(torch.device('cpu')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPTS[5].parent, env=os.environ | env,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no-such-compiler" in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_was_measured(text_file, tmp_path):
+    command = [sys.executable, str(SCRIPTS[5]), "--data", str(text_file), *SMALL, "--steps", "200"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("2 autocast") or "minutes at most" in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    assert "kept: " in stdout
+    assert [p.name for p in (tmp_path / "runs/5_speedup").iterdir()] == ["ladder.png"]
+
+
+def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "timed", full)
+    monkeypatch.setattr("torch.optim.AdamW.step", full)
+    refused("halve --batch-size", 5, *SMALL, "--data", str(text_file))
+
+
+def test_bad_input(refused, text_file):
+    data = ("--data", str(text_file))
+    refused("--upto 6 is no rung", 5, *data, "--upto", "6")
+    refused("--only -1 is no rung", 5, *data, "--only", "-1")
+    refused("--batch-size is 0", 5, *data, "--batch-size", "0")
+    refused("--block-size is 0", 5, *data, "--block-size", "0")
+    refused("more than the 1024", 5, *data, "--block-size", "1025")
+    refused("no folder that exists", 5, *data, "--json", "gone/l.json")
+    refused("fewer than a batch", 5, *data, "--batch-size", "9999")

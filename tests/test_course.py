@@ -1,0 +1,91 @@
+"""The rules of the house, as ../README.md and the scripts' docstrings promise them."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+# module → (the stage that introduces it, its floor)
+HOUSE = {
+    "model": (0, 0), "device": (0, 0), "cli": (0, 0), "tokenizer": (1, 0), "corpus": (1, 0),
+    "pretrained": (1, 1), "generate": (1, 1), "evals": (1, 1), "data": (3, 1), "runlog": (3, 1),
+    "init": (4, 1), "speed": (5, 1), "bench": (5, 2),
+}  # fmt: skip
+
+
+def imports(path):
+    """The modules of common/ that a file imports."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.removeprefix("common.") for name in names if name.startswith("common.")}
+
+
+def test_every_module_has_its_place():
+    assert {p.stem for p in (ROOT / "common").glob("*.py")} - {"__init__"} == set(HOUSE)
+
+
+@pytest.mark.parametrize("stage", SCRIPTS)
+def test_a_script_uses_only_what_has_been_introduced(stage):
+    for module in imports(SCRIPTS[stage]):
+        assert HOUSE[module][0] <= stage, f"{module} comes later"
+
+
+@pytest.mark.parametrize("module", HOUSE)
+def test_a_module_uses_only_its_floor_and_below(module):
+    for used in imports(ROOT / "common" / f"{module}.py"):
+        assert HOUSE[used][1] <= HOUSE[module][1], f"{used} is on a higher floor"
+        assert HOUSE[used][0] <= HOUSE[module][0], f"{used} comes later"
+
+
+def code_lines(path):
+    return sum(bool(line.strip()) for line in path.read_text().splitlines())
+
+
+def test_files_can_be_read_at_one_sitting():
+    assert code_lines(ROOT / "common" / "model.py") <= 140
+    for module in HOUSE:
+        assert code_lines(ROOT / "common" / f"{module}.py") <= 170
+    for stage, path in SCRIPTS.items():
+        assert code_lines(path) <= (120 if stage < 5 else 220)
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS.values(), *sorted((ROOT / "common").glob("*.py"))])
+def test_no_work_at_import(path):
+    """At the top level there are definitions and constants; work waits for main."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.If):
+            assert ast.unparse(node.test) == "__name__ == '__main__'"
+        else:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
+            assert docstring or isinstance(node, kinds), ast.unparse(node)
+
+
+def test_options_have_one_name_everywhere():
+    known = {"model", "data", "steps", "batch_size", "block_size", "lr", "seed", "out", "device"}
+    for path in SCRIPTS.values():
+        source = path.read_text()
+        options = next(
+            node for node in ast.parse(source).body
+            if isinstance(node, ast.ClassDef) and node.name == "Options"
+        )  # fmt: skip
+        fields = {node.target.id for node in options.body}
+        assert "device" in fields
+        assert not {f for f in fields if re.search("bs|bsz|batchsize|ctx|seq_len|lrate", f)}
+        assert len(fields & known) >= 3
+
+
+def test_the_readme_table_is_what_the_scripts_say():
+    command = [sys.executable, str(ROOT / "tests" / "readme_table.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_commands_are_what_ci_runs():
+    readme = (ROOT / "README.md").read_text()
+    commands = re.findall(r"```sh\n(.*?)```", readme, flags=re.DOTALL)
+    assert "5_gpt2_train_speedup.py" in commands[0]
+    assert "pytest tests/" in commands[1]
