@@ -32,7 +32,7 @@ class Options:
     steps: int = 100
     batch_size: int = 8  # B, rows in a batch
     block_size: int = 128  # T, tokens in a row
-    lr: float = 3e-3
+    lr: float = 1e-3
     seed: int = 1337
     out: str = "runs/3_dataloader"  # the run's folder
     device: str = "auto"  # auto, cpu, cuda or mps

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from common.cli import UserError
 
@@ -79,8 +80,10 @@ def draw_losses(path: Path, curves: dict, held_out: dict) -> None:
                 *zip(*held_out[title], strict=True), "o--", color=line.get_color(), markersize=7,
                 linewidth=0.8, label=f"{title}, held out",
             )  # fmt: skip
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="step", ylabel="loss (nats a token, log scale)", yscale="log")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda loss, _: f"{loss:g}"))  # 6, not 6 × 10⁰
+    axes.grid(alpha=0.3, which="both")
     axes.legend()
     save_picture(figure, path)
 

@@ -74,9 +74,9 @@ def test_both_paths_reach_a_tied_gradient():
     idx, targets = torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])
     model(idx, targets)[1].backward()
     gradient = model.transformer.wte.weight.grad
-    as_head = torch.autograd.grad(
-        F.cross_entropy(F.linear(_hidden(model, idx), w := model.lm_head.weight.detach()
-                                 .requires_grad_()).view(-1, 5000), targets.view(-1)), w)[0]  # fmt: skip
+    head = model.lm_head.weight.detach().requires_grad_()
+    loss = F.cross_entropy(F.linear(_hidden(model, idx), head).view(-1, 5000), targets.view(-1))
+    as_head = torch.autograd.grad(loss, head)[0]
     assert not torch.allclose(gradient[:4], as_head[:4])  # rows 1 to 3 were also read
     torch.testing.assert_close(gradient[5:], as_head[5:])  # the others only predicted
 

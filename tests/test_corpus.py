@@ -1,10 +1,14 @@
 """The texts: downloaded, rendered, or one's own."""
 
 import hashlib
+import os
+import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -173,3 +177,103 @@ def test_what_is_not_there(tmp_path, monkeypatch):
 
 def _no_package(name):
     raise corpus.importlib.metadata.PackageNotFoundError(name)
+
+
+# What the download must not do to its neighbours
+
+
+def test_nothing_of_a_body_means_the_rendering(server):
+    """Answered, then silent: as good as no server."""
+    server.answer = (200, len(BODY), b"")
+    assert "no network" in read_corpus("tinyshakespeare").source
+    assert not corpus.DATA_DIR.exists()
+
+
+def test_four_downloads_at_once(server):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(read_corpus, ["tinyshakespeare"] * 4))
+    assert [one.text.encode() for one in found] == [BODY] * 4
+    assert [p.name for p in corpus.DATA_DIR.iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_a_damaged_download_leaves_the_users_own_files(server):
+    corpus.DATA_DIR.mkdir()
+    server.answer = (200, len(BODY), BODY[:10_000])
+    for kept in ([], ["own.txt"]):  # an empty folder stays, too: we did not make it
+        for name in kept:
+            (corpus.DATA_DIR / name).write_text("own")
+        with pytest.raises(UserError, match="10,000 bytes"):
+            read_corpus("tinyshakespeare")
+        assert [p.name for p in corpus.DATA_DIR.iterdir()] == kept
+
+
+def test_a_data_folder_that_is_not_to_be_written(server):
+    corpus.DATA_DIR.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="can't be written: .*--data plays"):
+        read_corpus("tinyshakespeare")
+
+
+# The rendering, in small
+
+
+@pytest.mark.parametrize("name", ["tinyshakespeare", "plays"])
+def test_every_speech_is_a_speaker_and_lines(name):
+    text = read_corpus(name).text
+    assert not re.search(r"^(ACT|SCENE) [IVX]+\b|&amp;|\n\n\n| $|\r", text, re.MULTILINE)
+    for speech in text.removesuffix("\n").split("\n\n"):
+        speaker, *lines = speech.split("\n")
+        assert speaker.endswith(":") and lines, speech
+
+
+@pytest.mark.parametrize(
+    "markdown, text",
+    [
+        ("**A**  \n_\\[Aside to B]_  \nYes.", "A:\nYes."),
+        ("**A**  \nYes, _\\[To B]_  \nno.", "A:\nYes,\nno."),
+        ("**A**  \n'Yes,'\\--", "A:\n'Yes,'--"),
+        ("**A**  \nYes.\n\n_Dies_\n\n*Drum\nwithin.*\n\nNo.", "A:\nYes.\nNo."),
+        ("**A**  \nYes.\n\n### SCENE I. A hall.\n\nGuards.\n\n**B**  \nNo.", "A:\nYes.\n\nB:\nNo."),
+        ("**A**  \nYes.\n\nGhost\n\n**of B**  \nNo.", "A:\nYes.\n\nGhost of B:\nNo."),
+        ("**A & B**  \nThe king, & c.", "A & B:\nThe king, &c."),
+        ("**A**  \n_\\[Sighs]_\n\n**B**  \nNo &amp; no.", "B:\nNo & no."),
+    ],
+)
+def test_render(markdown, text):
+    assert corpus._render(f"# Title\n\n{markdown}\n") == text + "\n"
+
+
+# Files and folders that are less ordinary
+
+
+def test_a_folders_files_are_found_below_and_sorted(tmp_path, monkeypatch):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "folder.txt").mkdir()  # a folder, whatever its name
+    (tmp_path / "b" / "1.txt").write_text("third", encoding="utf-8-sig")
+    (tmp_path / "a.txt").write_bytes(b"first\r\n")  # line ends stay as they are
+    (tmp_path / "a2.txt").write_text("second")
+    found = read_corpus(str(tmp_path))
+    assert (found.name, found.text) == (tmp_path.name, "first\r\n\nsecond\nthird")
+    assert found.source == f"3 .txt files in {tmp_path}"
+    monkeypatch.chdir(tmp_path)
+    assert read_corpus(".").name == tmp_path.name
+    (tmp_path / "b" / "1.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9")
+    with pytest.raises(UserError, match="1.txt is no UTF-8 .byte 0xe9 at 6"):
+        read_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("owner, name", [(Path, "read_bytes"), (os, "listdir")])
+def test_a_file_or_folder_that_is_not_to_be_read(tmp_path, monkeypatch, owner, name):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "x.txt").write_text("x")
+    monkeypatch.setattr(owner, name, denied)
+    with pytest.raises(UserError, match=f"^{tmp_path}.* can't be read: Permission denied"):
+        read_corpus(str(tmp_path))
+
+
+def test_paths_that_can_not_be(tmp_path):
+    (tmp_path / "x").write_text("x")
+    for path, words in [("x/y", "Not a directory"), ("y" * 300, "too long")]:
+        with pytest.raises(UserError, match=words):
+            read_corpus(str(tmp_path / path))
