@@ -100,7 +100,7 @@ def main(options: Options) -> None:
     compare(model, reference.to(device), held_out[: min(256, block_size)].to(device))
     del reference
 
-    print(f"text: the end of {corpus.name} ({corpus.source})")
+    print(f"text: the end of {corpus.name}, {corpus.source}")
     print(f"  {evaluate(model, held_out, block_size, options.batch_size)}")
 
     print(f"{options.samples} samples, temperature {options.temperature:g}, top-k {options.top_k}:")

@@ -8,7 +8,7 @@ never saw.
     python 3_gpt2_train_dataloader.py --data my_own.txt      # or a folder of .txt files
 
 You will see which text it is, a line a step, and the held-out loss before (about 10.95) and after
-(about 6.1): the model has learned which words are frequent, and little more yet. The run's folder
+(about 6.2): the model has learned which words are frequent, and little more yet. The run's folder
 keeps metrics.csv and metrics.png.
 """
 

@@ -148,7 +148,7 @@ def climb(ladder: Ladder, config: GPTConfig, batches, device, options: Options) 
         release_memory()  # never two models at once
         ladder.add(row, previous)
         if setting.compiled:
-            print(f"{'':17} its first step compiled: {row.first_step:.0f} s, not counted")
+            print(f"{'':17} compiling, or finding it cached: {row.first_step:.0f} s, not counted")
         return row
 
     setting, previous = Setting(), None

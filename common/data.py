@@ -30,7 +30,7 @@ def load_tokens(data: str) -> Tokens:
     can't be read and for a file that does not hold GPT-2's ids.
     """
     if data.endswith(".npy"):
-        ids, name, source = _map_ids(Path(data)), data, "ids mapped from a file"
+        ids, name, source = _map_ids(Path(data)), data, "a file of ids, mapped"
     else:
         corpus = read_corpus(data)
         ids = np.array(gpt2_tokenizer().encode_ordinary(corpus.text), dtype=np.uint16)
@@ -38,8 +38,8 @@ def load_tokens(data: str) -> Tokens:
     n = min(len(ids) // HELD_OUT_SHARE, HELD_OUT_MOST)
     if n < 2:
         raise UserError(f"{data} has {len(ids)} tokens, too few to hold some out: give 20 or more")
-    print(f"text: {name} ({source})")
-    print(f"  {len(ids):,} tokens, the last {n:,} of them held out")
+    print(f"text: {name}, {len(ids):,} tokens, the last {n:,} of them held out")
+    print(f"  source: {source}")
     return Tokens(ids[:-n], ids[-n:])
 
 

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import ROOT
 
 from common import corpus
@@ -189,7 +190,15 @@ def test_nothing_of_a_body_means_the_rendering(server):
     assert not corpus.DATA_DIR.exists()
 
 
-def test_four_downloads_at_once(server):
+def test_four_downloads_at_once(server, monkeypatch):
+    everyone = threading.Barrier(4, timeout=10)  # all four have their file open before one goes on
+    iter_content = requests.Response.iter_content
+
+    def together(response, size):
+        everyone.wait()
+        return iter_content(response, size)
+
+    monkeypatch.setattr(requests.Response, "iter_content", together)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(read_corpus, ["tinyshakespeare"] * 4))
     assert [one.text.encode() for one in found] == [BODY] * 4
