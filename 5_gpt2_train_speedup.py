@@ -65,7 +65,7 @@ RUNGS = [
 class Options:
     data: str = "tinyshakespeare"  # or plays, a text file, a folder of them, a .npy file of ids
     model: str = "gpt2"  # a preset
-    batch_size: int | None = None  # B, rows in a batch; default 4 on a CPU, 16 on a GPU
+    batch_size: int | None = None  # B, rows in a batch; default 4 on a CPU, up to 16 on a GPU
     block_size: int | None = None  # T, tokens in a row; default 128 on a CPU, 1024 on a GPU
     steps: int | None = None  # timed steps a rung; default 5 on a CPU, 20 on a GPU
     upto: int = len(RUNGS) - 1  # the last rung
@@ -185,6 +185,13 @@ def keep(ladder: Ladder, folder: Path, options: Options, title: str) -> None:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
 
 
+def rows_that_fit(device: torch.device) -> int:
+    """A default batch for a GPU: rung 0 of GPT-2 124M needs some 2.5 GB for each row of 1024 tokens,
+    most of them for its (T, T) scores, and 3 GB besides."""
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 8 * 2**30
+    return next((B for B in (16, 8, 4, 2) if 2.5e9 * B + 3e9 <= memory), 1)
+
+
 def main(options: Options) -> None:
     config, last = preset(options.model), len(RUNGS) - 1
     for option in ("upto", "only"):
@@ -194,8 +201,8 @@ def main(options: Options) -> None:
         raise UserError(f"--json {options.json} is in no folder that exists: make it first")
     device = pick_device(options.device)
     on_cpu = device.type == "cpu"
-    B = options.batch_size or (4 if on_cpu else 16)
     T = options.block_size or (128 if on_cpu else 1024)
+    B = options.batch_size or (4 if on_cpu else rows_that_fit(device))
     n_steps = options.steps or (5 if on_cpu else 20)
     if T > config.block_size:
         raise ConfigError(f"--block-size {T} is more than the {config.block_size} tokens that "

@@ -278,6 +278,12 @@ def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkey
     refused("halve --batch-size", 5, *SMALL, "--data", str(text_file))
 
 
+@pytest.mark.parametrize("gib, rows", [(6, 1), (8, 2), (24, 8), (80, 16)])
+def test_the_default_batch_fits_the_gpu(monkeypatch, gib, rows):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, gib * 2**30))
+    assert load_script(5).rows_that_fit(torch.device("cuda")) == rows
+
+
 def test_bad_input(refused, text_file):
     data = ("--data", str(text_file))
     refused("--upto 6 is no rung", 5, *data, "--upto", "6")
