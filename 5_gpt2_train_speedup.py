@@ -186,8 +186,8 @@ def keep(ladder: Ladder, folder: Path, options: Options, title: str) -> None:
 
 
 def rows_that_fit(device: torch.device) -> int:
-    """A default batch for a GPU: rung 0 of GPT-2 124M needs some 2.5 GB for each row of 1024 tokens,
-    most of them for its (T, T) scores, and 3 GB besides."""
+    """A default batch for a GPU: a row of 1024 tokens takes GPT-2 124M some 2.5 GB at rung 0, most
+    of them (T, T) scores, on top of 3 GB. Apple's GPUs are taken to have 8 GB."""
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 8 * 2**30
     return next((B for B in (16, 8, 4, 2) if 2.5e9 * B + 3e9 <= memory), 1)
 
