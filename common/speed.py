@@ -20,18 +20,20 @@ def flash_attention(q, k, v, dropout_p=0.0):
 
 
 def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
-    """Widen wte and lm_head with rows of zeros to a multiple of `multiple` ids: 50257 → 50304.
+    """Widen wte and lm_head to a multiple of `multiple` ids: 50257 → 50304.
 
     Kernels work in tiles, and 50257 is a multiple of none of them. The new ids never occur in a
-    text; their logits start at 0, which adds ln(1 + 47 / Σ exp(logits)) < 0.001 to the loss, and
-    training drives them down. A multiple of 1 changes nothing. Tied weights stay tied.
+    text. Their rows are the mean of the others, so their logits are the mean logit: exp being
+    convex, the loss rises by ln(1 + 47 / 50257) < 0.001 at most, whatever the weights; training
+    drives it down. A multiple of 1 changes nothing. Tied weights stay tied.
     """
     vocab_size = -(-model.config.vocab_size // multiple) * multiple
     missing = vocab_size - model.config.vocab_size
     wte, lm_head = model.transformer.wte, model.lm_head
     tied = wte.weight is lm_head.weight
     for part in (wte, lm_head) if missing else ():
-        part.weight = nn.Parameter(F.pad(part.weight.detach(), (0, 0, 0, missing)))
+        weight = part.weight.detach()
+        part.weight = nn.Parameter(torch.cat((weight, weight.mean(0).expand(missing, -1))))
     if tied:
         lm_head.weight = wte.weight
     wte.num_embeddings = lm_head.out_features = vocab_size

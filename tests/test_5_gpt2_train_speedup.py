@@ -56,11 +56,23 @@ def test_padding_keeps_logits_and_gradients(tied):
     assert padded.config.vocab_size == 1024 and padded is model
     assert (padded.lm_head.weight is padded.transformer.wte.weight) == tied
     wide, wide_loss = padded(idx, idx)
-    assert torch.equal(wide[..., :1000], logits) and not wide[..., 1000:].any()
-    expected = (torch.log(logits.exp().sum(-1) + 24) - logits.exp().sum(-1).log()).mean()
-    torch.testing.assert_close(wide_loss - loss, expected, rtol=1e-2, atol=1e-5)
+    assert torch.equal(wide[..., :1000], logits)
+    torch.testing.assert_close(wide[..., 1000:], logits.mean(-1, True).expand(-1, -1, 24))
+    assert 0 < wide_loss - loss < math.log(1 + 24 / 1000)
     wide_loss.backward()
     assert padded.lm_head.weight.grad.shape == (1024, 32)
+
+
+def test_padding_hardly_changes_the_loss_of_any_weights():
+    """Not even where all logits are far from 0, as a trained model's are."""
+    model = tie_weights(GPT(replace(TINY, vocab_size=1000)))
+    with torch.no_grad():
+        model.transformer.wte.weight.normal_(-1, 0.5)
+        model.transformer.ln_f.bias.fill_(1)
+    idx = torch.arange(16)[None]
+    logits, loss = model(idx, idx)
+    assert logits.max() < -10
+    assert 0 <= pad_vocab(model)(idx, idx)[1] - loss < math.log(1 + 24 / 1000)
 
 
 def test_padding_to_50304_and_by_nothing():

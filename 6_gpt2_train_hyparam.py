@@ -1,0 +1,244 @@
+"""Stage 6: GPT-3's hyper-parameters, and a run that nothing is lost of.
+
+New here: common/optim.py (what decays, AdamW, the learning rate), common/distributed.py (many
+processes), common/checkpoint.py (stop and go on, to the bit),
+with common/recipes.py (GPT-3's sizes) and common/stepbench.py (what --bench prints).
+
+    python 6_gpt2_train_hyparam.py                        # no GPU: a small GPT, 5 minutes
+    python 6_gpt2_train_hyparam.py --resume               # go on where it stopped
+    torchrun --standalone --nproc_per_node=8 6_gpt2_train_hyparam.py --recipe gpt3-125m --data …
+
+You will see the options as they were resolved, then a line a step: the loss over the whole batch,
+the learning rate, the gradient's norm, the step's time and its share of the matmul peak (MFU);
+every --eval-every steps the held-out loss and a sample. On tiny Shakespeare the default takes it
+from 10.8 to about 5, and the samples come to look like a play. Ctrl-C or SIGTERM: the step is
+finished and kept. The run's folder holds metrics.csv, metrics.png, checkpoints, and at the end hf/,
+which stage 1 evaluates: python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+
+from common import checkpoint
+from common.bench import matmul_peak
+from common.cli import UserError, run
+from common.data import Batches, load_tokens
+from common.device import seed_everything
+from common.distributed import Ranks, StopSignal, all_ranks
+from common.evals import evaluate
+from common.generate import generate
+from common.init import tie_weights
+from common.model import GPT
+from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
+from common.recipes import first_model, open_run, prepare, resolve, run_config
+from common.runlog import RunLog
+from common.speed import autocast
+from common.stepbench import bench
+from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+
+
+@dataclass
+class Options:
+    """Where the default is None, the recipe has the value, or the run that goes on."""
+
+    recipe: str | None = None  # a name above, or a TOML file of these options
+    data: str | None = None  # tinyshakespeare, plays, a text file, a folder, a .npy file of ids
+    model: str | None = None  # a preset
+    init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder
+    batch_size: int | None = None  # B, rows in a micro-batch
+    block_size: int | None = None  # T, tokens in a row
+    total_batch_tokens: int | None = None  # tokens in a batch: B · T · ranks · accumulation
+    steps: int | None = None  # the length of the schedule
+    stop_at: int | None = None  # end at this step, the schedule unchanged
+    lr: float | None = None  # the learning rate at its highest
+    warmup_steps: int | None = None  # GPT-3's 375 million tokens, at most a tenth of the steps
+    weight_decay: float | None = None  # of matrices and embeddings
+    clip: float | None = None  # the gradient's norm at most
+    dropout: float | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # what the device does natively
+    attention: Literal["formula", "flash"] | None = None  # what a trial shows to be faster
+    compile: Literal["yes", "no"] | None = None  # yes where it works
+    eval_every: int | None = None  # steps between held-out losses
+    checkpoint_every: int | None = None  # steps between checkpoints
+    keep: int | None = None  # checkpoints kept
+    prompt: str | None = None  # what a sample goes on from
+    seed: int | None = None
+    out: str = "runs/6_hyparam"  # the run's folder
+    resume: bool = False  # go on with the run in that folder
+    bench: bool = False  # measure AdamW and accumulation instead of training
+    shard: bool = False  # slices of the model on each rank (FSDP2), not the whole (DDP)
+    tensorboard: bool = False  # log for TensorBoard too
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "held_out", "bits_per_byte")
+SAMPLE_TOKENS = 80
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
+
+
+class Loss(nn.Module):
+    """The loss alone: the logits need not leave a compiled step."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y):
+        return self.model(x, y)[1]
+
+
+def mean_gradient(module, batches, n_micro, scaler, dtype, ranks) -> torch.Tensor:
+    """Leave in .grad the mean gradient over n_micro micro-batches of every rank. Returns the sum of
+    this rank's losses, a scalar on the device."""
+    total = torch.zeros((), device=ranks.device)
+    for micro in range(n_micro):
+        x, y = (ids.to(ranks.device, non_blocking=True) for ids in next(batches))
+        with ranks.exchanging(module, now=micro == n_micro - 1):
+            with autocast(ranks.device, dtype):
+                loss = module(x, y)
+            scaler.scale(loss / n_micro).backward()
+        total += loss.detach()
+    return total
+
+
+def main(options: Options) -> None:
+    with all_ranks(options.device) as ranks:
+        try:
+            train(options, ranks)
+        except torch.OutOfMemoryError:
+            raise UserError("the device is full: halve --batch-size; accumulation doubles, and the "
+                            "batch stays what it is") from None  # fmt: skip
+
+
+def train(options: Options, ranks: Ranks) -> None:
+    device, folder = ranks.device, Path(options.out)
+    if options.shard and not dist.is_initialized():
+        raise UserError("--shard spreads a model over ranks: start it with torchrun")
+    saved = None if options.bench else ranks.from_main(lambda: open_run(options))
+    options = ranks.from_main(lambda: resolve(options, saved and saved["config"], ranks))
+    resolved = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
+    print(fill(f"options: {resolved}", 79, subsequent_indent="  "))
+    dtype = None if options.dtype == "float32" else getattr(torch, options.dtype)
+    B, T, last = options.batch_size, options.block_size, options.stop_at or options.steps
+    n_micro = options.total_batch_tokens // (B * T * ranks.world_size)
+
+    with ranks.first():
+        tokens = load_tokens(options.data)
+    held_out = torch.from_numpy(tokens.held_out.astype("int64"))
+    batches = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
+    model = first_model(options, saved) if ranks.is_main else None
+    config = ranks.from_main(lambda: model.config)
+    if options.shard:
+        model = ranks.shard(config, model and dict(model.named_parameters()))
+    model = (model or tie_weights(GPT(config))).to(device).train()
+    module = Loss(model)
+    if options.compile == "yes":
+        module = torch.compile(module)  # model stays eager: for evaluation and samples
+    if not options.shard:
+        module = ranks.replicate(module)
+    checkpoint.repeat_exactly(device)
+    peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
+    flops = replace(config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # padding is no work
+    seed_everything(options.seed + ranks.rank)
+    if options.bench:
+        return bench(options, model, ranks, peak / flops, lambda n: mean_gradient(
+            module, batches, n, torch.amp.GradScaler(enabled=False), dtype, ranks))  # fmt: skip
+
+    groups = parameter_groups(model, options.weight_decay)
+    for group in groups:
+        count = sum(p.numel() for p in group["params"])
+        print(f"weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, {count:,}")
+    optimizer = adamw(groups, options.lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    first = skipped = 0
+    if saved and "state" in saved:
+        first, skipped = saved["state"]["step"], saved["state"]["skipped"]
+        batches.restore(saved["state"]["data"])
+        scaler.load_state_dict(saved["state"]["scaler"])
+        path = saved["path"] if ranks.is_main else None
+        if not checkpoint.restore(path, model, optimizer, ranks):
+            print(f"ranks: {ranks.world_size} now, fewer before: new ones for dropout")
+            seed_everything(options.seed + ranks.rank + first * ranks.world_size)
+        print(f"going on from {saved['path']}")
+    ranks.from_main(lambda: prepare(options, sum(p.numel() for p in model.parameters())))
+
+    def report(step: int) -> None:
+        """The held-out loss, over the same tokens on any number of ranks, and a sample."""
+        with autocast(device, dtype):
+            after = evaluate(model, held_out, T, B, ranks.rank, ranks.world_size, ranks.sum)
+            prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
+            ids = torch.tensor([prompt], device=device)
+            sample = generate(model, ids, SAMPLE_TOKENS, 0.8, top_k=50, seed=options.seed)[0]
+        log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte)
+        print(f"step {step:>4}  held out: loss {after.loss:.4f}, perplexity "
+              f"{after.perplexity:,.1f}, {after.bits_per_byte:.4f} bits per byte")  # fmt: skip
+        for line in gpt2_tokenizer().decode(sample.tolist()).splitlines():
+            print(fill(line, 79, initial_indent="  | ", subsequent_indent="  | "))
+        log.draw()
+
+    print(f"from step {first} to {last} of {options.steps}, {options.total_batch_tokens:,} tokens "
+          f"each: {ranks.world_size} ranks × {n_micro} micro-batches of {B} × {T}")  # fmt: skip
+    out = folder if ranks.is_main else None
+    log = RunLog(out, *COLUMNS, panels=PANELS, resume_at=first, tensorboard=options.tensorboard)
+    with StopSignal() as stop, log:
+        for step in range(first, last):
+            if step % options.eval_every == 0:
+                report(step)
+            began = time.perf_counter()
+            lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            total = mean_gradient(module, batches, n_micro, scaler, dtype, ranks)
+            scaler.unscale_(optimizer)
+            norm = clip_gradients(model, options.clip)
+            # The one wait for the device in a step: what is logged, and whether anybody was asked
+            # to stop, so that all ranks do.
+            numbers = torch.stack((total, torch.tensor(float(stop.asked), device=device), norm))
+            ranks.sum_(numbers[:2])
+            total, stopping, norm = numbers.tolist()
+            loss = total / (n_micro * ranks.world_size)
+            if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
+                raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are "
+                                "as they were. Go on from the last checkpoint with --resume and a "
+                                "lower --lr, longer --warmup-steps or lower --clip")  # fmt: skip
+            skipped += not math.isfinite(norm)
+            scaler.step(optimizer)  # under fp16, skips a step of infinite gradients
+            scaler.update()
+            optimizer.zero_grad()
+            seconds = time.perf_counter() - began
+            rate = options.total_batch_tokens / seconds
+            log.row(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1000,
+                    tokens_per_s=rate, mfu=flops * rate / peak)  # fmt: skip
+            done = step + 1
+            if done == min(first + 4, last):
+                print(f"about {(last - done) * seconds / 60:.0f} minutes to go")
+            if stopping or done == last or done % options.checkpoint_every == 0:
+                state = {"step": done, "data": batches.state(), "scaler": scaler.state_dict(),
+                         "skipped": skipped}  # fmt: skip
+                texts = {"state": state, "config": run_config(options)}
+                checkpoint.save(folder, texts, model, optimizer, options.keep, ranks)
+            if stopping:
+                print(f"stopped after step {step}: --resume goes on")
+                return
+        report(last)
+        if skipped:
+            print(f"steps skipped by the gradient scaler: {skipped}")
+        checkpoint.export(folder, model, ranks)
+
+
+if __name__ == "__main__":
+    run(main, Options)
+
+# To try:
+#   python 6_gpt2_train_hyparam.py --steps 40 --out runs/short && python 1_gpt2_hf_eval.py \
+#       --model runs/short/hf --prompt "ROMEO:"
+#   torchrun --standalone --nproc_per_node=2 6_gpt2_train_hyparam.py --out runs/two
+#   python 6_gpt2_train_hyparam.py --recipe gpt2-124m --batch-size 4 --block-size 256 --bench

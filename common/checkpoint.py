@@ -1,0 +1,205 @@
+"""Everything a run needs to go on as if it had never stopped, in folders that are whole or absent.
+
+    checkpoints/step_00000500/
+        model.safetensors      the weights
+        optimizer.safetensors  AdamW's two moments and its count of steps, for each weight
+        random.safetensors     the state of every rank's generators
+        state.json             step, place in the data, gradient scaler
+        config.json            the options, resolved; model.json: the model's
+        manifest.json          the SHA-256 of each of these
+
+A checkpoint is written under another name, forced to the disk, and renamed, which is atomic: a kill
+or a full disk at any moment leaves the one before as it was. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.cli import UserError
+from common.distributed import Ranks
+from common.init import tie_weights
+from common.model import GPT
+from common.pretrained import to_hugging_face
+
+TENSORS = ("model", "optimizer", "random")
+TEXTS = ("state", "config", "model")
+BYTES_PER_PARAMETER = 12  # a weight and two moments in fp32
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """Let the same step give the same bits each time on a CPU: a compiled step adds up the gradient
+    of the embedding in the order in which its threads get there, unless it is told not to."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a check, and not a free one
+
+
+def check_room(folder: Path, n_parameters: int, keep: int) -> None:
+    """Raises UserError if the disk has no room for the checkpoints that will be there at once."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    need, free = BYTES_PER_PARAMETER * n_parameters * (keep + 1), shutil.disk_usage(there).free
+    if need > free:
+        raise UserError(f"{keep + 1} checkpoints take {need / 1e9:.1f} GB, and {folder} has "
+                        f"{free / 1e9:.1f} GB free: make room, or give a lower --keep")  # fmt: skip
+
+
+def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
+    """The TENSORS of a checkpoint, whole, on the CPU of rank 0; None on the others. Call it on all
+    ranks. On a CPU they are the tensors themselves, no copies: write them before the next step."""
+    tensors = {name: {} for name in TENSORS}
+    for name, parameter in model.named_parameters():
+        tensors["model"][name] = ranks.whole(parameter)
+        for key, value in optimizer.state[parameter].items():
+            tensors["optimizer"][f"{name}/{key}"] = ranks.whole(value)
+    states = {"cpu": torch.get_rng_state()}
+    if ranks.device.type != "cpu":
+        module = torch.get_device_module(ranks.device)
+        states[ranks.device.type] = module.get_rng_state()
+    for rank, found in enumerate(ranks.gather(states)):
+        tensors["random"] |= {f"{rank}/{kind}": state for kind, state in found.items()}
+    return tensors if ranks.is_main else None
+
+
+def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
+    """Put a checkpoint's tensors back, read by rank 0 alone (path is None on the others). Call it
+    on all ranks, on a new optimizer. False if the run had fewer ranks than now: then some have no
+    generator to go on with, and none is restored."""
+    opened = [safe_open(path / f"{name}.safetensors", "pt") if path else None for name in TENSORS]
+    weights, moments, random = opened
+    for name, parameter in model.named_parameters():
+        ranks.fill(parameter, weights and weights.get_tensor(name))
+        state = optimizer.state[parameter]
+        state["step"] = torch.zeros((), device=parameter.device)
+        state |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        for key, tensor in state.items():
+            ranks.fill(tensor, moments and moments.get_tensor(f"{name}/{key}"))
+    states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
+    kinds = {"cpu", ranks.device.type}
+    if any(f"{rank}/{kind}" not in states for rank in range(ranks.world_size) for kind in kinds):
+        return False
+    torch.set_rng_state(states[f"{ranks.rank}/cpu"])
+    if ranks.device.type != "cpu":
+        module = torch.get_device_module(ranks.device)
+        module.set_rng_state(states[f"{ranks.rank}/{ranks.device.type}"])
+    return True
+
+
+def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> None:
+    """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]."""
+    tensors = collect(model, optimizer, ranks)
+    if ranks.is_main:
+        sizes = asdict(model.config)
+        texts["model"] = {k: v for k, v in sizes.items() if k not in ("attention", "dropout")}
+        path = write(folder / "checkpoints", texts["state"]["step"], tensors, texts, keep)
+        print(f"kept: {path}")
+
+
+def export(folder: Path, model: GPT, ranks: Ranks) -> None:
+    """Write the model as folder/hf, which stage 1 and transformers read; whole or not at all."""
+    weights = {name: ranks.whole(parameter) for name, parameter in model.named_parameters()}
+    if ranks.is_main:
+        whole = tie_weights(GPT(model.config))
+        whole.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+        partial = folder / ".hf.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        to_hugging_face(whole, partial)
+        replace_folder(partial, folder / "hf")
+        print(f"kept: {folder}/hf, for python 1_gpt2_hf_eval.py --model {folder}/hf")
+
+
+def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Path:
+    """Write TENSORS and TEXTS as folder/step_…, and remove all but the `keep` newest up to it.
+
+    Raises UserError, with nothing left of the new one, if the disk does not take it.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob(".*.partial"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        for name in TENSORS:
+            save_file(tensors[name], partial / f"{name}.safetensors")
+        for name in TEXTS:
+            (partial / f"{name}.json").write_text(json.dumps(texts[name], indent=1) + "\n")
+        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        (partial / "manifest.json").write_text(json.dumps(sums, indent=1) + "\n")
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        replace_folder(partial, final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"the checkpoint at step {step} can't be written into {folder}: {error}; "
+                        "make room and go on with --resume") from None  # fmt: skip
+    steps = sorted(folder.glob("step_*"))
+    at = steps.index(final)
+    for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # later ones were damaged
+        shutil.rmtree(path)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in folder that is whole; says which ones are not. None if there is no
+    checkpoint; raises UserError if all are damaged."""
+    paths = sorted(folder.glob("step_*"), reverse=True)
+    for path in paths:
+        reason = why_damaged(path)
+        if reason is None:
+            return path
+        print(f"{path} is damaged and passed over: {reason}")
+    if paths:
+        raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged: start a new run")
+    return None
+
+
+def why_damaged(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None if it is whole."""
+    try:
+        sums = json.loads((path / "manifest.json").read_text())
+        expected = [f"{name}.safetensors" for name in TENSORS] + [f"{name}.json" for name in TEXTS]
+        if sorted(sums) != sorted(expected):
+            return "manifest.json does not list its files"
+        for name, digest in sums.items():
+            if _sha256(path / name) != digest:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"{Path(error.filename).name} can't be read: {error.strerror}"
+    except ValueError:  # JSON, UTF-8
+        return "manifest.json is not what was written"
+    return None
+
+
+def read(path: Path) -> dict[str, dict]:
+    """A checkpoint's TEXTS, by name."""
+    return {name: json.loads((path / f"{name}.json").read_text()) for name in TEXTS}
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename new to final; a folder that is there goes first."""
+    if final.exists():
+        old = final.with_name(f".{final.name}.old.partial")
+        os.replace(final, old)
+        shutil.rmtree(old)
+    os.replace(new, final)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

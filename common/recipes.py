@@ -1,0 +1,179 @@
+"""GPT-3's sizes, batches and learning rates, a line each; and the options of a run,
+which follow from them and are kept with it."""
+
+import json
+import os
+import tomllib
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from common import checkpoint
+from common.bench import attention_gain
+from common.cli import UserError, check_positive
+from common.distributed import Ranks
+from common.init import init_weights, tie_weights
+from common.model import GPT, GPTConfig, causal_attention, preset
+from common.pretrained import HubUnreachable, from_hugging_face
+from common.runlog import run_folder
+from common.speed import autocast_dtype, flash_attention, pad_vocab, why_not_compile
+
+
+def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict:
+    """Options by name. GPT-3's learning rate went down over 260 billion tokens, up over 375
+    million (appendix B); --stop-at beyond --steps goes on at its lowest, as GPT-3's did to 300."""
+    options = {"model": model, "block_size": T, "batch_size": B, "total_batch_tokens": tokens}
+    return options | {"lr": lr, "steps": round(260e9 / tokens)} | others
+
+
+# Model, T, B for one GPU of 80 GB, tokens in a batch, learning rate: GPT-3 paper, table 2.1.
+RECIPES = {
+    "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600),
+    "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
+    "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
+    "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
+    "gpt3-760m": recipe("gpt3-760m", 2048, 8, 2**19, 2.5e-4),
+    "gpt3-1.3b": recipe("gpt3-1.3b", 2048, 4, 2**20, 2.0e-4),
+    "gpt3-2.7b": recipe("gpt3-2.7b", 2048, 2, 2**20, 1.6e-4),
+    "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
+    "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
+}
+# What a recipe leaves open, and neither the machine nor the rest decides.
+DEFAULTS = {
+    "data": "tinyshakespeare", "dropout": 0.0, "weight_decay": 0.1, "clip": 1.0, "seed": 1337,
+    "eval_every": 100, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
+}  # fmt: skip
+ATTENTION = {"formula": causal_attention, "flash": flash_attention}
+# A run that goes on keeps these: another value would be another run.
+FIXED = (
+    "recipe", "model", "init_from", "data", "block_size", "total_batch_tokens", "dropout", "seed",
+)  # fmt: skip
+# What belongs to the command and not to the run.
+OF_THIS_COMMAND = ("stop_at", "out", "resume", "bench", "shard", "tensorboard", "device")
+
+
+def run_config(options) -> dict:
+    """The options that belong to the run, by name."""
+    return {k: v for k, v in asdict(options).items() if k not in OF_THIS_COMMAND}
+
+
+def read_recipe(name: str, known: set[str]) -> dict:
+    """A recipe's options, by name, or from a TOML file of names that are known; what it leaves out
+    is as in the laptop's. Raises UserError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    try:
+        found = tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        names = ", ".join(RECIPES)
+        raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
+    unknown = set(found) - known
+    if unknown:
+        raise UserError(f"{name} has {', '.join(sorted(unknown))}: give names of options")
+    return RECIPES["laptop"] | found
+
+
+def resolve(options, saved: dict | None, ranks: Ranks):
+    """Stage 6's options with every None filled: by the configuration `saved` of the run that goes
+    on, or by the recipe, the defaults above and what this machine does best. Raises UserError for
+    numbers that do not fit, and for those that would make the run that goes on another one."""
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    if saved:
+        base = saved
+        for name in FIXED:
+            if name in given and given[name] != base[name]:
+                raise UserError(f"the run in {options.out} has {name} {base[name]}, not "
+                                f"{given[name]}: leave it out, or start another run")  # fmt: skip
+    else:
+        gpu = ranks.device.type == "cuda"
+        name = options.recipe or ("gpt3-125m" if gpu else "laptop")
+        base = (
+            DEFAULTS
+            | {"recipe": name}
+            | read_recipe(name, set(asdict(options)) - {"recipe", *OF_THIS_COMMAND})
+        )
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise UserError("--tensorboard needs a package: pip install tensorboard")
+    if options.init_from and options.model:
+        raise UserError("--init-from brings its own model: leave --model out")
+    options = replace(options, **(base | given))
+    check_positive(options, "batch_size", "block_size", "total_batch_tokens", "steps", "stop_at",
+                   "eval_every", "checkpoint_every", "keep")  # fmt: skip
+    for name in ("lr", "clip"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"--{name} is {getattr(options, name)}: give more than 0")
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"--dropout is {options.dropout}: give 0 or more, less than 1")
+    device, T, tokens = ranks.device, options.block_size, options.total_batch_tokens
+    at_once = options.batch_size * T * ranks.world_size
+    if tokens % at_once:
+        fits = max(1, tokens // at_once) * at_once
+        raise UserError(f"--total-batch-tokens {tokens:,} is no multiple of {options.batch_size} × "
+                        f"{T} tokens on {ranks.world_size} ranks: give {fits:,}, or another "
+                        "--batch-size")  # fmt: skip
+    if options.warmup_steps is None:
+        options.warmup_steps = min(round(375e6 / tokens), options.steps // 10)
+    if options.dtype is None:
+        options.dtype = str(autocast_dtype(device) or torch.float32).removeprefix("torch.")
+    if options.compile is None:
+        options.compile = "no" if why_not_compile(device) else "yes"
+    if options.attention is None:
+        config = preset("gpt2" if options.init_from else options.model)
+        shape = (options.batch_size, config.n_head, T, config.n_embd // config.n_head)
+        gain = attention_gain(shape, getattr(torch, options.dtype), device)
+        options.attention = "flash" if gain >= 1 else "formula"
+    return options
+
+
+def open_run(options) -> dict | None:
+    """What the run that goes on left in --out: its newest checkpoint's texts by name, and `path`;
+    before its first checkpoint `config` alone. None for a new run. Raises UserError for a folder
+    that is there already, or is not."""
+    folder = Path(options.out)
+    if not options.resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists: --resume goes on with the run in it, another --out "
+                            "starts one")  # fmt: skip
+        return None
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} holds no run: start one without --resume")
+    path = checkpoint.newest(folder / "checkpoints")
+    if path:
+        return checkpoint.read(path) | {"path": path}
+    print(f"{folder} has no checkpoint yet: starting at step 0")
+    return {"config": json.loads((folder / "config.json").read_text())}
+
+
+def first_model(options, saved: dict | None) -> GPT:
+    """The model that the options describe, tied and padded, as it is at step 0: drawn anew, or
+    pretrained. Of a run that goes on, only the shape counts: its weights are in the checkpoint."""
+    how = {"attention": ATTENTION[options.attention], "dropout": options.dropout}
+    if saved and "model" in saved:
+        return tie_weights(GPT(GPTConfig(**saved["model"] | how)))
+    if options.init_from:
+        try:
+            pretrained = from_hugging_face(options.init_from)
+        except HubUnreachable as error:
+            raise UserError(f"{options.init_from} can't be had from the Hub: {error}") from None
+        if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
+            raise UserError(f"{options.init_from} has a head of its own: give a tied GPT-2")
+        model = tie_weights(GPT(replace(pretrained.config, **how)))
+        model.load_state_dict(pretrained.state_dict())
+    else:
+        config = preset(options.model, block_size=options.block_size, **how)
+        model = init_weights(tie_weights(GPT(config)), options.seed)
+    T, limit = options.block_size, model.config.block_size
+    if T > limit:
+        raise UserError(f"--block-size {T} is more than the {limit} that {options.init_from} reads")
+    return pad_vocab(model)
+
+
+def prepare(options, n_parameters: int) -> None:
+    """Make the run's folder, with its configuration. Raises UserError if the disk has no room."""
+    checkpoint.check_room(Path(options.out), n_parameters, options.keep)
+    config = run_folder(options.out) / "config.json"
+    partial = config.with_suffix(".partial")
+    partial.write_text(json.dumps(run_config(options), indent=1) + "\n")
+    os.replace(partial, config)
