@@ -32,6 +32,7 @@ from common.runlog import run_folder
 from common.speed import (
     autocast,
     autocast_dtype,
+    compiled,
     flash_attention,
     pad_vocab,
     why_not_compile,
@@ -138,7 +139,7 @@ def measure(name, config, setting, batches, device, options, hugging_face=False)
             return model(x, y)[1]
 
     # The model stays as it is, eager, for evaluation, sampling and saving.
-    loss_of = torch.compile(loss_of) if setting.compiled else loss_of
+    loss_of = compiled(loss_of) if setting.compiled else loss_of
     return time_steps(name, model, loss_of, batches, setting, device, options.lr)
 
 

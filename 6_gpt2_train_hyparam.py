@@ -40,7 +40,7 @@ from common.model import GPT
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
 from common.recipes import first_model, open_run, prepare, resolve, run_config
 from common.runlog import RunLog
-from common.speed import autocast
+from common.speed import autocast, compiled
 from common.stepbench import bench
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
@@ -141,23 +141,24 @@ def train(options: Options, ranks: Ranks) -> None:
     model = (model or tie_weights(GPT(config))).to(device).train()
     module = Loss(model)
     if options.compile == "yes":
-        module = torch.compile(module)  # model stays eager: for evaluation and samples
+        module = compiled(module)  # model stays eager: for evaluation and samples
     if not options.shard:
         module = ranks.replicate(module)
     checkpoint.repeat_exactly(device)
-    peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
     flops = replace(config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # padding is no work
-    seed_everything(options.seed + ranks.rank)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if options.bench:
-        return bench(options, model, ranks, peak / flops, lambda n: mean_gradient(
-            module, batches, n, torch.amp.GradScaler(enabled=False), dtype, ranks))  # fmt: skip
+        gradient = lambda n: mean_gradient(module, batches, n, scaler, dtype, ranks)  # noqa: E731
+        return bench(options, model, ranks, flops, gradient)
+
+    peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
+    seed_everything(options.seed + ranks.rank)
 
     groups = parameter_groups(model, options.weight_decay)
     for group in groups:
         count = sum(p.numel() for p in group["params"])
         print(f"weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, {count:,}")
     optimizer = adamw(groups, options.lr)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     first = skipped = 0
     if saved and "state" in saved:
         first, skipped = saved["state"]["step"], saved["state"]["skipped"]

@@ -26,6 +26,7 @@ def adamw(groups: list[dict], lr: float, form: str = "fused") -> torch.optim.Ada
     """GPT-3's AdamW. The three forms compute the same: "for-loop" a tensor at a time, "foreach" an
     operation at a time over all tensors, "fused" everything in one pass over memory."""
     forms = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+    groups = [dict(group) for group in groups]  # torch notes the form in the dicts it is given
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, **forms[form])
 
 

@@ -45,7 +45,8 @@ LOGGED = ("step", "loss", "lr", "norm", "held_out", "bits_per_byte")
 @pytest.fixture(autouse=True)
 def peak(monkeypatch):
     """Scripts within this process do not measure the device's peak: it takes a second."""
-    monkeypatch.setattr("common.bench.matmul_peak", lambda device, dtype: 1e11)
+    for module in ("bench", "stepbench"):
+        monkeypatch.setattr(f"common.{module}.matmul_peak", lambda device, dtype: 1e11)
 
 
 def small_model():
@@ -124,15 +125,19 @@ def test_adamw_by_hand():
 
 def test_the_three_forms_of_adamw_agree():
     results = []
+    model, first = small_model(), small_model().state_dict()
+    groups = parameter_groups(model, 0.1)  # the same for all three, as --bench has it
     for form in ("for-loop", "foreach", "fused"):
-        model = small_model()
-        optimizer = adamw(parameter_groups(model, 0.1), 1e-2, form)
+        model.load_state_dict(first)
+        optimizer = adamw(groups, 1e-2, form)
+        for name in ("foreach", "fused"):
+            assert bool(optimizer.param_groups[1][name]) == (name == form)
         draw = torch.Generator().manual_seed(0)
         for _ in range(3):
             for p in model.parameters():
                 p.grad = torch.randn(p.shape, generator=draw)
             optimizer.step()
-        results.append(model.state_dict())
+        results.append({name: p.clone() for name, p in model.state_dict().items()})
     for other in results[1:]:
         for name, tensor in results[0].items():
             torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-6)
@@ -258,7 +263,7 @@ def test_the_options_win_over_the_recipe_and_a_file_is_one(call, text_file, tmp_
 
 def test_the_bench_prints_a_row_for_each_form_and_accumulation(call, text_file):
     code, stdout, _ = call(6, *SMALL, "--data", str(text_file), "--bench")
-    row = r"^(for-loop|foreach|fused) +(\d) +[\d,]+ +±\d+% +[\d.]+ +[\d,]+ +([\d.]+) +[\d.]+%$"
+    row = r"^(for-loop|foreach|fused) +(\d) +[\d,]+ +±\d+% +[\d.]+ +[\d,]+ +([\d.]+) +100 +[\d.]+%$"
     rows = re.findall(row, stdout, re.M)
     assert code == 0 and [(form, int(n)) for form, n, _ in rows] == [
         ("for-loop", 1), ("foreach", 1), ("fused", 1), ("fused", 2), ("fused", 4), ("fused", 8),
