@@ -61,8 +61,7 @@ def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]
             tensors["optimizer"][f"{name}/{key}"] = ranks.whole(value)
     states = {"cpu": torch.get_rng_state()}
     if ranks.device.type != "cpu":
-        module = torch.get_device_module(ranks.device)
-        states[ranks.device.type] = module.get_rng_state()
+        states[ranks.device.type] = torch.get_device_module(ranks.device).get_rng_state()
     for rank, found in enumerate(ranks.gather(states)):
         tensors["random"] |= {f"{rank}/{kind}": state for kind, state in found.items()}
     return tensors if ranks.is_main else None
@@ -82,13 +81,12 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
         for key, tensor in state.items():
             ranks.fill(tensor, moments and moments.get_tensor(f"{name}/{key}"))
     states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
-    kinds = {"cpu", ranks.device.type}
-    if any(f"{rank}/{kind}" not in states for rank in range(ranks.world_size) for kind in kinds):
+    kind, mine = ranks.device.type, f"{ranks.rank}/"
+    if any(f"{r}/{k}" not in states for r in range(ranks.world_size) for k in ("cpu", kind)):
         return False
-    torch.set_rng_state(states[f"{ranks.rank}/cpu"])
-    if ranks.device.type != "cpu":
-        module = torch.get_device_module(ranks.device)
-        module.set_rng_state(states[f"{ranks.rank}/{ranks.device.type}"])
+    torch.set_rng_state(states[mine + "cpu"])
+    if kind != "cpu":
+        torch.get_device_module(ranks.device).set_rng_state(states[mine + kind])
     return True
 
 

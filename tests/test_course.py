@@ -73,7 +73,7 @@ def test_options_have_one_name_everywhere():
             node for node in ast.parse(source).body
             if isinstance(node, ast.ClassDef) and node.name == "Options"
         )  # fmt: skip
-        fields = {node.target.id for node in options.body}
+        fields = {node.target.id for node in options.body if isinstance(node, ast.AnnAssign)}
         assert "device" in fields
         assert not {f for f in fields if re.search("bs|bsz|batchsize|ctx|seq_len|lrate", f)}
         assert len(fields & known) >= 3
