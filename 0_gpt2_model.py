@@ -1,6 +1,7 @@
 """Stage 0: the model, and proof that it is GPT-2.
 
-New here: common/model.py, GPT-2 in about a hundred lines. Read it first.
+New here: common/model.py, GPT-2 in some 130 lines. Read it first; common/device.py and
+common/cli.py, which all scripts use, can wait.
 
     python 0_gpt2_model.py
     python 0_gpt2_model.py --model gpt3-13b     # a table only: no weight is allocated
@@ -72,7 +73,6 @@ def prove_causality(model: GPT, idx: torch.Tensor) -> None:
     changed[:, at] = (changed[:, at] + 1) % model.config.vocab_size
     before, after = model(idx)[0], model(changed)[0]
     past = torch.equal(before[:, :at], after[:, :at])
-    moved = (before[:, at:] - after[:, at:]).abs().amax((0, 2))
     moved = int(((before - after)[:, at:].abs().amax((0, 2)) > 0).sum())
     verdict = "the same, bit for bit" if past else "DIFFERENT"
     print(f"causality: with another token at {at}, the logits at 0 to {at - 1} are {verdict};")

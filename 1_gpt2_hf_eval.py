@@ -91,9 +91,11 @@ def main(options: Options) -> None:
         reference = open_hugging_face(options.model)
         print(f"model: {options.model}")
     except HubUnreachable as error:
+        why = f"{options.model} can't be had from the Hub ({error})"
+        if options.model != "gpt2" or options.export:
+            raise UserError(f"{why}: try again, or give a folder as --model") from None
         check_prompt(prompt, GPT2Config())
-        print(f"model: the Hub can't be reached ({error}) and {options.model} is not cached:")
-        print("  a random GPT-2 of the full size goes through the same proof instead")
+        print(f"model: {why}:\n  a random GPT-2 of 124M goes through the same proof instead")
         reference = GPT2LMHeadModel(GPT2Config()).eval()
     model = convert(reference).to(device)
     block_size = model.config.block_size

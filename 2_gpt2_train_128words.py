@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import UserError, run
+from common.cli import run
 from common.device import pick_device, seed_everything
 from common.generate import generate
 from common.model import GPT, preset
@@ -67,8 +67,6 @@ def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def main(options: Options) -> None:
-    if options.lr <= 0:
-        raise UserError(f"--lr is {options.lr}: give more than 0")
     config = preset(options.model)
     device = pick_device(options.device)
     seed_everything(options.seed)

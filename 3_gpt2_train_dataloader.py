@@ -17,17 +17,17 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import UserError, run
+from common.cli import run
 from common.data import Batches, load_tokens
 from common.device import pick_device, seed_everything
 from common.evals import evaluate
-from common.model import GPT, ConfigError, preset
+from common.model import GPT, preset
 from common.runlog import RunLog, run_folder
 
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # or plays, a text file, a folder of them, a .npy file of ids
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them, a .npy file of ids
     model: str = "gpt-micro"  # a preset
     steps: int = 100
     batch_size: int = 8  # B, rows in a batch
@@ -40,12 +40,7 @@ class Options:
 
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
-    config = preset(options.model)
-    if T > config.block_size:
-        raise ConfigError(f"--block-size {T} is more than the {config.block_size} tokens that "
-                          f"{options.model} can read: give less, or another --model")  # fmt: skip
-    if options.lr <= 0:
-        raise UserError(f"--lr is {options.lr}: give more than 0")
+    config = preset(options.model, T)
     device = pick_device(options.device)
     seed_everything(options.seed)
     tokens = load_tokens(options.data)
@@ -61,7 +56,7 @@ def main(options: Options) -> None:
     with RunLog(folder, "step", "loss", "ms", "tokens_per_s") as log:
         before = evaluate(model, held_out, T)
         log.held_out(0, before.loss)
-        print(f"held out, before: {before}")
+        print(f"held out: {before}")
         for step, (x, y) in zip(range(options.steps), batches, strict=False):
             start = time.perf_counter()
             x, y = x.to(device), y.to(device)
@@ -76,14 +71,13 @@ def main(options: Options) -> None:
                 print(f"about {seconds * (options.steps - 5):.0f} s to go")
         after = evaluate(model, held_out, T)
         log.held_out(options.steps, after.loss)
-    print(f"held out, before: {before}")
-    print(f"held out, after:  {after}")
+    print(f"held out, before and after:\n  {before}\n  {after}")
 
 
 if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 3_gpt2_train_dataloader.py --data plays --steps 300
-#   python 3_gpt2_train_dataloader.py --lr 3e-1      # what does the curve do?
+#   python 3_gpt2_train_dataloader.py --data plays --steps 300 --out runs/3_plays
+#   python 3_gpt2_train_dataloader.py --lr 3e-1 --out runs/3_fast    # what does the curve do?
 #   python 3_gpt2_train_dataloader.py --batch-size 1 --out runs/3_noisy

@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import UserError, run
+from common.cli import run
 from common.data import Batches, load_tokens
 from common.device import pick_device, seed_everything
 from common.evals import evaluate
 from common.init import init_weights, tie_weights
-from common.model import GPT, ConfigError, preset
+from common.model import GPT, preset
 from common.runlog import RunLog, run_folder
 
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # or plays, a text file, a folder of them, a .npy file of ids
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them, a .npy file of ids
     model: str = "gpt-micro"  # a preset
     steps: int = 100
     batch_size: int = 8  # B, rows in a batch
@@ -60,12 +60,7 @@ def residual_spread(model: GPT, x: torch.Tensor) -> float:
 
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
-    config = preset(options.model)
-    if T > config.block_size:
-        raise ConfigError(f"--block-size {T} is more than the {config.block_size} tokens that "
-                          f"{options.model} can read: give less, or another --model")  # fmt: skip
-    if options.lr <= 0:
-        raise UserError(f"--lr is {options.lr}: give more than 0")
+    config = preset(options.model, T)
     device = pick_device(options.device)
     tokens = load_tokens(options.data)
     held_out = torch.from_numpy(tokens.held_out.astype("int64"))
@@ -109,5 +104,5 @@ if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300
-#   python 4_gpt2_train_best_practices.py --lr 1e-2      # which start forgives it?
+#   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
+#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which start forgives it?

@@ -15,6 +15,7 @@ rung 0 again, for the drift.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from common.cli import UserError, run
 from common.data import Batches, load_tokens
 from common.device import describe, pick_device, release_memory, seed_everything
 from common.init import init_weights, tie_weights
-from common.model import GPT, ConfigError, GPTConfig, causal_attention, preset
+from common.model import GPT, GPTConfig, causal_attention, preset
 from common.pretrained import as_hugging_face
 from common.runlog import run_folder
 from common.speed import (
@@ -64,7 +65,7 @@ RUNGS = [
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # or plays, a text file, a folder of them, a .npy file of ids
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them, a .npy file of ids
     model: str = "gpt2"  # a preset
     batch_size: int | None = None  # B, rows in a batch; default 4 on a CPU, up to 16 on a GPU
     block_size: int | None = None  # T, tokens in a row; default 128 on a CPU, 1024 on a GPU
@@ -163,8 +164,9 @@ def climb(ladder: Ladder, config: GPTConfig, batches, device, options: Options) 
         if k == 0 or options.only in (None, k):
             row = timed_row(name, setting, previous if options.only is None else None)
             if k == 0:
-                most = (len(RUNGS) * len(batches) * row.ms / 1000 + 120) / 60
-                print(f"{'':17} the whole ladder: {most:.0f} minutes at most")
+                rows = 1 if options.only == 0 else 2 if options.only else options.upto + 2
+                left = rows * len(batches) * row.ms / 60_000 + 1
+                print(f"{'':17} about {left:.0f} minutes to go, less where rungs are skipped")
             previous = row
     if options.only is None and options.upto == len(RUNGS) - 1:
         theirs = timed_row("Hugging Face", setting, hugging_face=True)
@@ -194,24 +196,26 @@ def rows_that_fit(device: torch.device) -> int:
 
 
 def main(options: Options) -> None:
-    config, last = preset(options.model), len(RUNGS) - 1
+    last = len(RUNGS) - 1
     for option in ("upto", "only"):
         if not 0 <= (getattr(options, option) or 0) <= last:
             raise UserError(f"--{option} {getattr(options, option)} is no rung: give 0 to {last}")
-    if options.json and not Path(options.json).parent.is_dir():
-        raise UserError(f"--json {options.json} is in no folder that exists: make it first")
+    if (options.only or 0) > options.upto:
+        raise UserError(f"--only {options.only} is beyond --upto {options.upto}: leave one out")
+    json_file = Path(options.json or "ladder.json")
+    if json_file.is_dir() or not os.access(json_file.parent, os.W_OK):
+        raise UserError(f"--json {options.json} can't be written: give a file in a folder of yours")
     device = pick_device(options.device)
     on_cpu = device.type == "cpu"
     T = options.block_size or (128 if on_cpu else 1024)
     B = options.batch_size or (4 if on_cpu else rows_that_fit(device))
     n_steps = options.steps or (5 if on_cpu else 20)
-    if T > config.block_size:
-        raise ConfigError(f"--block-size {T} is more than the {config.block_size} tokens that "
-                          f"{options.model} can read: give less, or another --model")  # fmt: skip
+    config = preset(options.model, T)
     seed_everything(options.seed)
     stream = Batches(load_tokens(options.data).train, B, T, options.seed)
     batches = [tuple(t.to(device) for t in next(stream)) for _ in range(n_steps + 2)]
     folder = run_folder(options.out)
+    (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
     title = f"{options.model}, {B} × {T} tokens, {describe(device)}"
     print(f"{options.model}, batches of {B} × {T} tokens, {n_steps} timed steps a rung")
     for k, (name, _, why, *_) in enumerate(RUNGS):

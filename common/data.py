@@ -24,13 +24,14 @@ class Tokens:
 
 
 def load_tokens(data: str) -> Tokens:
-    """The tokens of a corpus (see corpus.py) or of a .npy file of ids, which is mapped, not read.
+    """The tokens of a corpus (see corpus.py) or of a .npy file of ids, which is mapped: looked
+    through once, for ids that are not GPT-2's, and never held in memory.
 
     Prints which text it is, from where, and how many tokens. Raises UserError for a text that
     can't be read and for a file that does not hold GPT-2's ids.
     """
     if data.endswith(".npy"):
-        ids, name, source = _map_ids(Path(data)), data, "a file of ids, mapped"
+        ids, name, source = _map_ids(Path(data).expanduser()), data, "a file of ids, mapped"
     else:
         corpus = read_corpus(data)
         ids = np.array(gpt2_tokenizer().encode_ordinary(corpus.text), dtype=np.uint16)
@@ -46,8 +47,10 @@ def load_tokens(data: str) -> Tokens:
 def _map_ids(path: Path) -> np.ndarray:
     try:
         ids = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no .npy file of ids: {error}") from None
+    if not isinstance(ids, np.ndarray):
+        raise UserError(f"{path} is a zip archive: give a .npy file of ids")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise UserError(
             f"{path} holds {ids.dtype} of shape {ids.shape}: give integers of shape (N,)"

@@ -21,7 +21,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = next((kind for kind, there in found.items() if there), "cpu")
         why = "no GPU found" if name == "cpu" else "the GPU found"
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", *found) or (index and not index.isdecimal()):
+    if kind not in ("cpu", *found) or (":" in name and not index.isdecimal()):
         raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not found.get(kind, True) or int(index or 0) >= count:
@@ -69,8 +69,10 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+        # Before 2.35 glibc takes no more than 32 MiB. Set alone, the second would freeze the first
+        # at 128 KiB.
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def release_memory() -> None:

@@ -20,7 +20,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -30,7 +30,7 @@ class Evaluation:
     def __str__(self):
         return (
             f"loss {self.loss:.4f}, perplexity {self.perplexity:,.2f}, "
-            f"{self.bits_per_byte:.4f} bits per byte ({self.tokens:,} tokens)"
+            f"{self.bits_per_byte:.4f} bits/byte ({self.tokens:,} tokens)"
         )
 
 

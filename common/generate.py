@@ -43,6 +43,7 @@ def generate(
             next_ids = logits.argmax(dim=-1, keepdim=True)
         else:
             logits, candidates = logits.topk(min(top_k or VOCAB_SIZE, logits.size(-1)))  # (B, k)
+            logits = logits - logits[:, :1]  # the largest is 0: no temperature makes it infinite
             probabilities = torch.softmax(logits / temperature, dim=-1)
             choice = torch.multinomial(probabilities, 1, generator=generator)
             next_ids = candidates.gather(-1, choice)

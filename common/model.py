@@ -71,11 +71,16 @@ PRESETS = {
 }
 
 
-def preset(name: str, **changes) -> GPTConfig:
-    """PRESETS[name] with some fields changed. Raises ConfigError for a name it does not hold."""
+def preset(name: str, T: int = 1, **changes) -> GPTConfig:
+    """PRESETS[name] with some fields changed. Raises ConfigError for a name it does not hold, and
+    for rows of T tokens where it reads fewer."""
     if name not in PRESETS:
         raise ConfigError(f"no preset is called '{name}': take one of {', '.join(PRESETS)}")
-    return replace(PRESETS[name], **changes)
+    config = replace(PRESETS[name], **changes)
+    if T > config.block_size:
+        hint = "give a smaller --block-size, or another --model"
+        raise ConfigError(f"{name} reads {config.block_size} tokens, not {T}: {hint}")
+    return config
 
 
 class CausalSelfAttention(nn.Module):
@@ -150,7 +155,7 @@ class GPT(nn.Module):
 
     def _check(self, idx):
         T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
-        if T > limit:
+        if not 0 < T <= limit:
             hint = "shorten the sequence, or build the model with a larger block_size"
             raise ConfigError(f"{T} tokens do not fit a block size of {limit}: {hint}")
         if idx.is_cpu and not torch.compiler.is_compiling():  # elsewhere a look would cost a wait

@@ -30,7 +30,7 @@ FIXED = {
 
 
 class HubUnreachable(Exception):
-    """The Hub did not answer and nothing is cached. Its text says why, in a few words."""
+    """The Hub gave nothing and nothing is cached. Its text says why, in a few words."""
 
 
 def hugging_face_config(name_or_dir: str) -> GPT2Config:
@@ -61,7 +61,7 @@ def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
     hugging_face_config(name_or_dir)
     folder = _folder(name_or_dir, ["config.json", "model*.safetensors*"])
     if not Path(name_or_dir).expanduser().is_dir() and not list(folder.glob("model*.safetensors")):
-        raise HubUnreachable("only its config.json is cached")
+        raise HubUnreachable("no model.safetensors came, and none is cached")
     disable_progress_bar()  # reading from disk takes a second
     try:
         return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -130,15 +130,19 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
 
     What is written is as_hugging_face(model). Raises UserError if the folder holds something.
     """
-    check_new_folder(folder)
+    folder = check_new_folder(folder)
     disable_progress_bar()
     as_hugging_face(model).save_pretrained(folder)
-    (Path(folder) / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
-    (Path(folder) / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
+    (folder / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
+    (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
 
 
-def check_new_folder(folder: str | os.PathLike) -> None:
-    """Raises UserError if the folder to export into holds something already."""
-    folder = Path(folder)
+def check_new_folder(folder: str | os.PathLike) -> Path:
+    """The folder to export into. Raises UserError if it holds something, or can't be made."""
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: export into a new one")
+    above = next(path for path in folder.absolute().parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{folder} can't be made in {above}: export into another folder")
+    return folder

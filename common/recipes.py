@@ -12,7 +12,7 @@ import torch
 
 from common import checkpoint
 from common.bench import attention_gain
-from common.cli import UserError, check_positive
+from common.cli import UserError, check_lr_and_seed, check_positive
 from common.distributed import Ranks
 from common.init import init_weights, tie_weights
 from common.model import GPT, GPTConfig, causal_attention, preset
@@ -101,9 +101,9 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     options = replace(options, **(base | given))
     check_positive(options, "batch_size", "block_size", "total_batch_tokens", "steps", "stop_at",
                    "eval_every", "checkpoint_every", "keep")  # fmt: skip
-    for name in ("lr", "clip"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"--{name} is {getattr(options, name)}: give more than 0")
+    check_lr_and_seed(options)
+    if not options.clip > 0:
+        raise UserError(f"--clip is {options.clip}: give more than 0")
     if not 0 <= options.dropout < 1:
         raise UserError(f"--dropout is {options.dropout}: give 0 or more, less than 1")
     device, T, tokens = ranks.device, options.block_size, options.total_batch_tokens
@@ -156,7 +156,7 @@ def first_model(options, saved: dict | None) -> GPT:
         try:
             pretrained = from_hugging_face(options.init_from)
         except HubUnreachable as error:
-            raise UserError(f"{options.init_from} can't be had from the Hub: {error}") from None
+            raise UserError(f"{options.init_from} can't be had from the Hub ({error})") from None
         if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
             raise UserError(f"{options.init_from} has a head of its own: give a tied GPT-2")
         model = tie_weights(GPT(replace(pretrained.config, **how)))

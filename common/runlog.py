@@ -24,12 +24,15 @@ MOST_POINTS = 2000  # in a picture: more can't be told apart
 
 
 def run_folder(out: str) -> Path:
-    """The folder `out`, made if it is not there. Raises UserError if it can't be."""
-    folder = Path(out)
+    """The folder `out`, made if it is not there. Raises UserError if it can't be, or not be written
+    into."""
+    folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} can't be made a folder: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} can't be written into: give another folder")
     return folder
 
 
@@ -91,7 +94,8 @@ class RunLog:
         if self.tensorboard:
             self.tensorboard.close()
         self.draw()
-        print(f"kept: {self.folder}/metrics.csv and metrics.png")
+        picture = " and metrics.png" if (self.folder / "metrics.png").exists() else ""
+        print(f"kept: {self.folder}/metrics.csv{picture}")
 
     def row(self, curve: str = "training", **values) -> None:
         """Write and print one step's numbers; every column must have its value."""

@@ -64,7 +64,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Matrix products in dtype; sums, softmax and weights stay fp32. None: all is fp32."""
+    """Matrix products in dtype, weights in fp32. What of the rest stays fp32 is for the device to
+    say: softmax and sums do on a GPU, not on a CPU. None: all is fp32."""
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
@@ -75,8 +76,8 @@ def why_not_compile(device: torch.device) -> str | None:
     Triton on a GPU."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        return str(error).strip().split("\n")[0]
+    except (RuntimeError, OSError) as error:  # RuntimeError: torch's own kinds are of it
+        return f"{type(error).__name__}: {error}".strip().split("\n")[0]
     return None
 
 

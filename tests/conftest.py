@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def run_script(stage: int, *options: str, cwd: Path, **kwargs) -> subprocess.Com
     command = [sys.executable, str(SCRIPTS[stage]), *options]
     env = os.environ | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, **kwargs)
+
+
+def started(stage: int, *options: str, cwd: Path, until: str, command=(sys.executable,)):
+    """A script in a process of its own, with Ctrl-C as a terminal gives it, once it has printed a
+    line that starts with `until`."""
+    process = subprocess.Popen(
+        [*command, str(SCRIPTS[stage]), *options], cwd=cwd, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith(until):
+            return process
+    raise AssertionError(process.stderr.read())
 
 
 @pytest.fixture(scope="session")

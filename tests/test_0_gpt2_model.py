@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, run_script
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -119,13 +120,36 @@ def test_dropout_is_off_unless_asked_for():
     assert torch.equal(model(idx)[0], model(idx)[0])
 
 
+def test_dropout_is_where_hugging_face_has_it(monkeypatch):
+    """Once on the embedding, then on attention's weights and on what leaves each half block."""
+    model = GPT(replace(TINY, dropout=0.5)).train()
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=50, attn_implementation="eager"
+    )
+    reference, dropout, shapes = GPT2LMHeadModel(config).train(), F.dropout, []
+
+    def counted(x, p=0.5, training=True, inplace=False):
+        shapes.append(tuple(x.shape))
+        return dropout(x, p, training, inplace)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", counted)
+    idx = torch.zeros(2, 16, dtype=torch.long)
+    model(idx)
+    ours = shapes.copy()
+    shapes.clear()
+    reference(idx)
+    assert ours == shapes and len(ours) == 1 + 3 * 2
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
         (lambda: GPTConfig(n_head=5), ["5 heads", "768"]),
         (lambda: GPTConfig(n_layer=0), ["n_layer is 0"]),
         (lambda: preset("gpt5"), ["gpt5", "gpt2-xl"]),
+        (lambda: preset("gpt2", 1025), ["1024 tokens", "1025"]),
         (lambda: GPT(TINY)(torch.zeros(1, 17, dtype=torch.long)), ["17 tokens", "16"]),
+        (lambda: GPT(TINY)(torch.zeros(1, 0, dtype=torch.long)), ["0 tokens", "16"]),
         (lambda: GPT(TINY)(torch.tensor([[3, 50]])), ["3 to 50", "vocabulary of 50"]),
         (lambda: GPT(TINY)(torch.tensor([[-1, 3]])), ["-1 to 3"]),
     ],
@@ -166,6 +190,7 @@ def test_bad_input(refused):
     refused("no preset is called 'gpt5'", 0, "--model", "gpt5")
     refused("--batch-size is 0", 0, "--batch-size", "0")
     refused("1025 tokens", 0, "--block-size", "1025")
+    refused("--seed is -1", 0, "--seed", "-1")
     refused("invalid literal", 0, "--seed", "x")
     refused("--wide", 0, "--wide", "1")
 
@@ -174,6 +199,6 @@ def test_a_device_that_is_not_there(capsys):
     from common.cli import UserError
     from common.device import pick_device
 
-    for name in ("cuda:7", "tpu", "cuda:x"):
+    for name in ("cuda:7", "tpu", "cuda:x", "cpu:"):
         with pytest.raises(UserError, match=name):
             pick_device(name)

@@ -13,10 +13,16 @@ from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel,
 
 import common.tokenizer
 from common.cli import UserError
-from common.evals import evaluate
+from common.evals import Evaluation, evaluate
 from common.generate import generate
 from common.model import GPT, GPTConfig
-from common.pretrained import as_hugging_face, convert, from_hugging_face, to_hugging_face
+from common.pretrained import (
+    HubUnreachable,
+    as_hugging_face,
+    convert,
+    from_hugging_face,
+    to_hugging_face,
+)
 from common.speed import pad_vocab
 from common.tokenizer import gpt2_tokenizer, tokenizer_file
 
@@ -142,6 +148,21 @@ class Fixed(torch.nn.Module):
         return self.logits.expand(*idx.shape, -1), None
 
 
+class Counting(torch.nn.Module):
+    """A model that continues each sequence with the last id plus one."""
+
+    config = GPTConfig(1, 1, 1, block_size=4)
+
+    def forward(self, idx):
+        return F.one_hot(idx + 1, 50).float(), None
+
+
+def test_past_the_block_size_the_last_tokens_count():
+    ids = torch.tensor([[1], [20]])
+    expected = torch.stack((torch.arange(1, 14), torch.arange(20, 33)))
+    assert torch.equal(generate(Counting(), ids, 12, temperature=0), expected)
+
+
 def test_samples_follow_the_distribution():
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     ids = torch.zeros(4000, 1, dtype=torch.long)
@@ -149,6 +170,7 @@ def test_samples_follow_the_distribution():
         drawn = generate(Fixed(p.log().tolist()), ids, 6, temperature, seed=1)[:, 1:]
         share = drawn.flatten().bincount(minlength=4) / drawn.numel()
         torch.testing.assert_close(share, expected, rtol=0, atol=0.015)
+    assert generate(Fixed(p.log().tolist()), ids, 6, temperature=1e-40, seed=1).max() == 0
     drawn = generate(Fixed(p.log().tolist()), ids, 6, top_k=2, seed=1)[:, 1:]
     assert drawn.max() == 1
     torch.testing.assert_close((drawn == 0).float().mean(), torch.tensor(0.625), rtol=0, atol=0.015)
@@ -188,13 +210,25 @@ def test_evaluation_by_hand(n):
     assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / n_bytes, rel=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_drops_nothing_and_leaves_the_mode(training):
+    model = GPT(GPTConfig(1, 1, 8, 8, 50257, dropout=0.5)).train(training)
+    one, two = (evaluate(model, torch.arange(30), block_size=8) for _ in range(2))
+    assert one == two and model.training == training
+
+
+def test_a_loss_beyond_all_bounds_can_be_printed():
+    assert "perplexity inf" in str(Evaluation(800.0, 5, 5))
+    assert "nan" in str(Evaluation(math.nan, 5, 5))
+
+
 def test_the_script_on_a_folder(folder, text_file, tmp_path):
     done = run_script(
         1, "--model", str(folder), "--data", str(text_file), "--device", "cpu", "--export", "out",
         "--prompt", "To be", "--max-new-tokens", "5", "--eval-tokens", "300", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "of the largest logit" in done.stdout and "bits per byte (300 tokens)" in done.stdout
+    assert "of the largest logit" in done.stdout and "bits/byte (300 tokens)" in done.stdout
     assert done.stdout.count("\n> To be") == 5
     models = [GPT2LMHeadModel.from_pretrained(tmp_path / name).eval() for name in ("model", "out")]
     assert torch.equal(models[0](IDS).logits, models[1](IDS).logits)
@@ -208,7 +242,22 @@ def test_offline_the_proof_goes_on(call, text_file, monkeypatch):
     code, stdout, _ = call(
         1, "--data", str(text_file), "--max-new-tokens", "2", "--eval-tokens", "99"
     )
-    assert code == 0 and "the Hub can't be reached" in stdout and "of the largest logit" in stdout
+    assert code == 0 and "can't be had from the Hub" in stdout
+    assert "a random GPT-2" in stdout and "of the largest logit" in stdout
+
+
+def test_offline_nothing_random_takes_the_place_of_what_was_asked_for(refused, text_file, tmp_path):
+    data = ("--data", str(text_file))
+    refused("gpt2-xl can't be had from the Hub", 1, "--model", "gpt2-xl", *data)
+    refused("gpt2 can't be had from the Hub", 1, "--export", "out", *data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_without_safetensors_gives_nothing(monkeypatch, folder):
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(HubUnreachable, match="no model.safetensors"):
+        from_hugging_face("someone/model")
 
 
 def test_a_wrong_conversion_is_caught(call, folder, text_file, monkeypatch):
@@ -234,14 +283,20 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     refused("--temperature is -1", 1, "--temperature", "-1", *data)
     refused("--max-new-tokens is 0", 1, "--max-new-tokens", "0", *data)
     refused("not an empty folder", 1, "--export", str(folder), *data)
+    refused("can't be made", 1, "--export", str(tmp_path / "file/out"), *data)
     refused("does not exist", 1, "--model", str(folder), "--data", "gone.txt")
     (folder / "model.safetensors").write_bytes(b"broken")
     refused("do not load", 1, "--model", str(folder), *data)
     (folder / "model.safetensors").unlink()
     refused("do not load", 1, "--model", str(folder), *data)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
-    refused("activation_function relu", 1, "--model", str(folder), *data)
+    others = {
+        "activation_function": "relu", "layer_norm_epsilon": 1e-6, "scale_attn_weights": False,
+        "scale_attn_by_inverse_layer_idx": True, "add_cross_attention": True, "n_inner": 7,
+    }  # fmt: skip
+    for field, value in others.items():
+        (folder / "config.json").write_text(json.dumps(config | {field: value}))
+        refused(f"{field} {value}", 1, "--model", str(folder), *data)
 
 
 def test_sums_are_those_tiktoken_expects():

@@ -2,22 +2,18 @@
 
 import csv
 import hashlib
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, run_script
+from conftest import run_script, started
 
 from common.cli import UserError
-from common.data import HELD_OUT_MOST, Batches, load_tokens
+from common.data import Batches, load_tokens
 from common.runlog import RunLog
 
 SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "16", "--device", "cpu")
@@ -76,6 +72,26 @@ def test_state_restores_exactly(taken):
     assert starts(resumed, 60) == starts(batches, 60)
 
 
+def test_an_order_belongs_to_one_seed_and_one_epoch():
+    def order(seed, epoch):
+        batches = Batches(np.arange(777), 4, 7, seed)
+        batches.epoch = epoch
+        return tuple(starts(batches, 20))
+
+    assert len({order(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_only_the_orders_in_use_are_kept():
+    batches = Batches(np.arange(777), 4, 7)
+    starts(batches, 10 * 28)
+    assert batches.epoch > 5 and len(batches._orders) <= 2
+
+
+def test_at_most_16384_tokens_are_held_out(tmp_path):
+    np.save(tmp_path / "ids.npy", np.zeros(200_000, np.uint16))
+    assert len(load_tokens(str(tmp_path / "ids.npy")).held_out) == 16_384
+
+
 def test_token_files_are_mapped_not_read(tmp_path, capsys):
     np.save(tmp_path / "ids.npy", (np.arange(5000) % 50257).astype(np.uint16))
     tokens = load_tokens(str(tmp_path / "ids.npy"))
@@ -87,7 +103,7 @@ def test_token_files_are_mapped_not_read(tmp_path, capsys):
 def test_the_held_out_end_is_cut_once(text_file):
     tokens = load_tokens(str(text_file))
     n = len(tokens.train) + len(tokens.held_out)
-    assert len(tokens.held_out) == min(n // 10, HELD_OUT_MOST)
+    assert len(tokens.held_out) == n // 10
     whole = np.concatenate([tokens.train, tokens.held_out])
     from common.tokenizer import gpt2_tokenizer
 
@@ -115,9 +131,9 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "an epoch: " in done.stdout and "tokens over" in done.stdout
-    before, after = (
-        float(x) for x in re.findall(r"held out, \w+: +loss ([\d.]+)", done.stdout)[1:]
-    )
+    before, after = map(float, re.findall(r"^  loss ([\d.]+)", done.stdout, re.M))
+    assert f"held out: loss {before:.4f}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert before > 10 and after < before - 1
     rows = list(csv.DictReader((tmp_path / "runs/3_dataloader/metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == list(range(30))
@@ -139,23 +155,8 @@ def test_two_runs_are_the_same(call, text_file, tmp_path):
 
 
 def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
-    command = [
-        sys.executable,
-        str(SCRIPTS[3]),
-        *SMALL,
-        "--data",
-        str(text_file),
-        "--steps",
-        "99999",
-    ]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ,
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("step   20"):
-            break
-    time.sleep(0.2)
+    options = (*SMALL, "--data", str(text_file), "--steps", "99999")
+    process = started(3, *options, cwd=tmp_path, until="step   20")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in stderr
@@ -180,7 +181,7 @@ def test_bad_input(refused, text_file, tmp_path):
     data = ("--data", str(text_file))
     refused("--batch-size is 0", 3, *data, "--batch-size", "0")
     refused("--block-size is -1", 3, *data, "--block-size", "-1")
-    refused("more than the 1024 tokens", 3, *data, "--block-size", "2048")
+    refused("reads 1024 tokens, not 2048", 3, *data, "--block-size", "2048")
     refused("fewer than a batch of 8", 3, *data, "--block-size", "1024")
     refused("no preset", 3, *data, "--model", "gpt-huge")
     refused("does not exist", 3, "--data", "gone")
@@ -190,4 +191,13 @@ def test_bad_input(refused, text_file, tmp_path):
     refused("no .npy file", 3, "--data", "ids.npy")
     (tmp_path / "file").write_text("")
     refused("can't be made a folder", 3, *data, "--out", "file/run")
+    for lr in ("0", "nan", "inf"):
+        refused(f"--lr is {float(lr)}", 3, *data, "--lr", lr)
+    refused("--seed is -1", 3, *data, "--seed", "-1")
+    refused("--data is empty", 3, "--data", "")
+    (tmp_path / "ids.npy").write_bytes(b"")
+    refused("no .npy file", 3, "--data", "ids.npy")
+    with (tmp_path / "ids.npy").open("wb") as file:
+        np.savez(file, ids=np.arange(99))
+    refused("a zip archive", 3, "--data", "ids.npy")
     assert not (tmp_path / "runs").exists()

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SCRIPTS, load_script, run_script
+from conftest import SCRIPTS, load_script, run_script, started
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common import bench
 from common.bench import Ladder, PeakMemory, Row, attention_gain, matmul_peak, timed
@@ -54,6 +56,7 @@ def test_padding_keeps_logits_and_gradients(tied):
     logits, loss = model(idx, idx)
     padded = pad_vocab(model)
     assert padded.config.vocab_size == 1024 and padded is model
+    assert padded.transformer.wte.num_embeddings == padded.lm_head.out_features == 1024
     assert (padded.lm_head.weight is padded.transformer.wte.weight) == tied
     wide, wide_loss = padded(idx, idx)
     assert torch.equal(wide[..., :1000], logits)
@@ -81,6 +84,24 @@ def test_padding_to_50304_and_by_nothing():
     before = model.lm_head.weight
     assert pad_vocab(model).lm_head.weight is before
     assert pad_vocab(model, 1).config.vocab_size == 1024
+
+
+def test_flash_holds_no_scores():
+    """The formula makes a (T, T) matrix; the kernel must not."""
+    shapes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            shapes.extend(tuple(t.shape) for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    q = torch.randn(1, 2, 64, 4)
+    for attention, made in ((causal_attention, True), (flash_attention, False)):
+        shapes.clear()
+        with Watch():
+            attention(q, q, q)
+        assert any(shape[-2:] == (64, 64) for shape in shapes) == made
 
 
 def test_autocast_off_is_fp32_and_on_is_near():
@@ -162,6 +183,44 @@ def test_a_rung_with_another_loss_does_not_count():
     assert len(ladder.rows) == 1
 
 
+def test_the_device_is_waited_for_around_the_work_and_not_within(monkeypatch):
+    order = []
+    monkeypatch.setattr(bench, "synchronize", lambda device: order.append("wait"))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: order.append("clock") or len(order))
+    timed(lambda: order.append("work"), CPU)
+    assert order == ["wait", "clock", "work", "wait", "clock"]
+
+
+def test_two_steps_warm_up_and_do_not_count(monkeypatch):
+    script, seconds = load_script(5), iter(range(10, 20))
+    monkeypatch.setattr(script, "timed", lambda work, device: (next(seconds), work()))
+    batches = [tuple(torch.randint(50257, (2, 1, 8))) for _ in range(5)]
+    model = init_weights(GPT(TINY), 1)
+    loss_of = lambda x, y: model(x, y)[1]  # noqa: E731
+    row = script.time_steps("row", model, loss_of, batches, script.Setting(), CPU, 1e-3)
+    assert row.seconds == [12, 13, 14] and row.first_step == 10
+
+
+@pytest.mark.parametrize("takes, calls", [
+    (lambda value: True, [(-3, 2**31 - 1), (-1, -1)]),
+    (lambda value: value <= 2**25, [(-3, 2**31 - 1), (-3, 2**25), (-1, -1)]),  # before 2.35
+    (lambda value: False, [(-3, 2**31 - 1), (-3, 2**25)]),
+])  # fmt: skip
+def test_glibc_is_asked_for_what_it_takes(monkeypatch, takes, calls):
+    asked = []
+
+    class Libc:
+        def mallopt(self, parameter, value):
+            asked.append((parameter, value))
+            return int(takes(value))
+
+    monkeypatch.setattr("common.device.sys.platform", "linux")
+    monkeypatch.setattr("common.device.platform.libc_ver", lambda: ("glibc", "2.35"))
+    monkeypatch.setattr("common.device.ctypes.CDLL", lambda name: Libc())
+    keep_freed_memory()
+    assert asked == calls
+
+
 def test_timing_and_peaks_are_of_this_world():
     seconds, result = timed(lambda: time.sleep(0.05) or 7, CPU)
     assert result == 7 and 0.05 <= seconds < 0.5
@@ -228,7 +287,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     for words in ("0 fp32", "1 TF32", "skipped", "Hugging Face", "0 fp32, again", "drift",
-                  "2.3×·1.05×", "minutes at most"):  # fmt: skip
+                  "2.3×·1.05×", "minutes to go"):  # fmt: skip
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 90
     result = json.loads((tmp_path / "l.json").read_text())
@@ -236,6 +295,8 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     assert all(len(r["seconds"]) == 2 and 0 < r["mfu"] < 1 for r in rows)
     assert all(abs(r["loss"] - rows[0]["loss"]) < 0.02 for r in rows)
     assert rows[-1]["loss"] == rows[0]["loss"]
+    rounded = [r for r in rows if r["name"].startswith("2")]
+    assert all(r["loss"] != rows[0]["loss"] for r in rounded)  # 16 bits were really used
     compiled = [r for r in rows if r["name"].startswith(("5", "Hugging"))]
     assert all(r["first_step"] > 3 * max(r["seconds"]) for r in compiled)
     assert {p.name for p in (tmp_path / "runs/5_speedup").iterdir()} == {"ladder.png"}
@@ -266,13 +327,8 @@ def test_without_a_compiler_the_rung_is_skipped(text_file, tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_measured(text_file, tmp_path):
-    command = [sys.executable, str(SCRIPTS[5]), "--data", str(text_file), *SMALL, "--steps", "200"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("2 autocast") or "minutes at most" in line:
-            break
+    options = ("--data", str(text_file), *SMALL, "--steps", "200")
+    process = started(5, *options, cwd=tmp_path, until="0 fp32  ")
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
@@ -302,6 +358,8 @@ def test_bad_input(refused, text_file):
     refused("--only -1 is no rung", 5, *data, "--only", "-1")
     refused("--batch-size is 0", 5, *data, "--batch-size", "0")
     refused("--block-size is 0", 5, *data, "--block-size", "0")
-    refused("more than the 1024", 5, *data, "--block-size", "1025")
-    refused("no folder that exists", 5, *data, "--json", "gone/l.json")
+    refused("reads 1024 tokens, not 1025", 5, *data, "--block-size", "1025")
+    refused("can't be written", 5, *data, "--json", "gone/l.json")
+    refused("can't be written", 5, *data, "--json", ".")
+    refused("--only 4 is beyond --upto 2", 5, *data, "--only", "4", "--upto", "2")
     refused("fewer than a batch", 5, *data, "--batch-size", "9999")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, load_script, run_script
+from conftest import ROOT, SCRIPTS, load_script, run_script, started
 from safetensors.torch import load_file
 from transformers import GPT2LMHeadModel
 
@@ -340,23 +340,10 @@ def test_stop_and_go_on_with_compile_dropout_and_bf16(text_file, tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-def started(*options, cwd, until: str, command=(sys.executable,)):
-    """The script in a process of its own, once it has printed a line that starts with `until`."""
-    process = subprocess.Popen(
-        [*command, str(SCRIPTS[6]), *options], cwd=cwd, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    for line in process.stdout:
-        if line.startswith(until):
-            return process
-    raise AssertionError(process.stderr.read())
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_a_checkpoint(text_file, tmp_path, number):
     options = (*SMALL, "--data", str(text_file), "--steps", "100000", "--out", "run")
-    process = started(*options, cwd=tmp_path, until="step    5")
+    process = started(6, *options, cwd=tmp_path, until="step    5")
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in stderr, stderr
@@ -370,7 +357,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(text_file, tmp_path, nu
 
 def test_a_second_ctrl_c_ends_at_once(text_file, tmp_path):
     options = (*SMALL, "--total-batch-tokens", str(64 * 20000), "--data", str(text_file))
-    process = started(*options, "--out", "run", cwd=tmp_path, until="step    0")  # held out
+    process = started(6, *options, "--out", "run", cwd=tmp_path, until="step    0")  # held out
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -657,7 +644,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def test_a_signal_to_one_rank_stops_all(text_file, tmp_path):
     options = (*SMALL, "--data", str(text_file), "--steps", "100000", "--out", "run")
-    process = started(*options, cwd=tmp_path, until="step    5", command=TORCHRUN)
+    process = started(6, *options, cwd=tmp_path, until="step    5", command=TORCHRUN)
     os.kill(children(process.pid)[1], signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
@@ -667,7 +654,7 @@ def test_a_signal_to_one_rank_stops_all(text_file, tmp_path):
 
 def test_a_rank_that_dies_ends_the_job(text_file, tmp_path):
     options = (*SMALL, "--data", str(text_file), "--steps", "100000", "--out", "run")
-    process = started(*options, cwd=tmp_path, until="step    5", command=TORCHRUN)
+    process = started(6, *options, cwd=tmp_path, until="step    5", command=TORCHRUN)
     ranks = children(process.pid)
     os.kill(ranks[1], signal.SIGKILL)
     process.communicate(timeout=60)
