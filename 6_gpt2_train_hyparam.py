@@ -33,16 +33,17 @@ from common import checkpoint
 from common.bench import matmul_peak
 from common.cli import UserError, run
 from common.data import Batches, load_tokens
-from common.device import seed_everything
+from common.device import is_out_of_memory, seed_everything
 from common.distributed import Ranks, StopSignal, all_ranks
 from common.evals import evaluate
 from common.generate import generate
 from common.init import tie_weights
 from common.model import GPT
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
-from common.recipes import first_model, open_run, prepare, resolve, run_config
-from common.runlog import RunLog
+from common.recipes import resolve, run_config
+from common.runlog import RunLog, duration
 from common.speed import autocast, compiled
+from common.start import fingerprint, first_model, go_on, open_run, prepare
 from common.stepbench import bench
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
@@ -81,6 +82,7 @@ class Options:
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "held_out", "bits_per_byte")
 SAMPLE_TOKENS = 80
+MOST_SKIPPED = 25  # steps in a row: by then a gradient scaler of 2**16 has come down to 1 / 512
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
 
 
@@ -113,9 +115,11 @@ def main(options: Options) -> None:
     with all_ranks(options.device) as ranks:
         try:
             train(options, ranks)
-        except torch.OutOfMemoryError:
-            raise UserError("the device is full: halve --batch-size; accumulation doubles, and the "
-                            "batch stays what it is") from None  # fmt: skip
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("memory is full: give a smaller --batch-size (--total-batch-tokens "
+                            "stays), --block-size or --model, or --shard it") from None  # fmt: skip
 
 
 def train(options: Options, ranks: Ranks) -> None:
@@ -132,6 +136,7 @@ def train(options: Options, ranks: Ranks) -> None:
 
     with ranks.first():
         tokens = load_tokens(options.data)
+    text = fingerprint(tokens)
     held_out = torch.from_numpy(tokens.held_out.astype("int64"))
     batches = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
     model = first_model(options, saved) if ranks.is_main else None
@@ -154,39 +159,32 @@ def train(options: Options, ranks: Ranks) -> None:
     peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
     seed_everything(options.seed + ranks.rank)
 
-    groups = parameter_groups(model, options.weight_decay)
-    for group in groups:
-        count = sum(p.numel() for p in group["params"])
-        print(f"weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, {count:,}")
-    optimizer = adamw(groups, options.lr)
-    first = skipped = 0
+    optimizer = adamw(parameter_groups(model, options.weight_decay), options.lr)
+    state = {"step": 0, "skipped": 0, "in_a_row": 0}
     if saved and "state" in saved:
-        first, skipped = saved["state"]["step"], saved["state"]["skipped"]
-        batches.restore(saved["state"]["data"])
-        scaler.load_state_dict(saved["state"]["scaler"])
-        path = saved["path"] if ranks.is_main else None
-        if not checkpoint.restore(path, model, optimizer, ranks):
-            print(f"ranks: {ranks.world_size} now, fewer before: new ones for dropout")
-            seed_everything(options.seed + ranks.rank + first * ranks.world_size)
-        print(f"going on from {saved['path']}")
-    ranks.from_main(lambda: prepare(options, sum(p.numel() for p in model.parameters())))
+        state = go_on(saved, text, model, optimizer, scaler, batches, ranks)
+    first, skipped, in_a_row = state["step"], state["skipped"], state["in_a_row"]
+    if first > last:
+        raise UserError(f"the run is at step {first} already: give a --stop-at or --steps of more")
+    lock = prepare(options, model) if ranks.is_main else None  # noqa: F841, held to the end
 
     def report(step: int) -> None:
         """The held-out loss, over the same tokens on any number of ranks, and a sample."""
         with autocast(device, dtype):
             after = evaluate(model, held_out, T, B, ranks.rank, ranks.world_size, ranks.sum)
-            prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
-            ids = torch.tensor([prompt], device=device)
+            ids = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
             sample = generate(model, ids, SAMPLE_TOKENS, 0.8, top_k=50, seed=options.seed)[0]
         log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte)
         print(f"step {step:>4}  held out: loss {after.loss:.4f}, perplexity "
               f"{after.perplexity:,.1f}, {after.bits_per_byte:.4f} bits per byte")  # fmt: skip
         for line in gpt2_tokenizer().decode(sample.tolist()).splitlines():
-            print(fill(line, 79, initial_indent="  | ", subsequent_indent="  | "))
+            print(fill(line, 79, initial_indent="  | ", subsequent_indent="  | ") or "  |")
         log.draw()
 
-    print(f"from step {first} to {last} of {options.steps}, {options.total_batch_tokens:,} tokens "
-          f"each: {ranks.world_size} ranks × {n_micro} micro-batches of {B} × {T}")  # fmt: skip
+    epochs = options.steps * options.total_batch_tokens / len(tokens.train)
+    print(f"from step {first} to {last} of {options.steps}, {epochs:.3g} times through the text")
+    print(f"  {options.total_batch_tokens:,} tokens a step: {B} × {T} in a micro-batch, {n_micro} "
+          f"micro-batches, on {ranks.world_size} at once")  # fmt: skip
     out = folder if ranks.is_main else None
     log = RunLog(out, *COLUMNS, panels=PANELS, resume_at=first, tensorboard=options.tensorboard)
     with StopSignal() as stop, log:
@@ -202,7 +200,8 @@ def train(options: Options, ranks: Ranks) -> None:
             norm = clip_gradients(model, options.clip)
             # The one wait for the device in a step: what is logged, and whether anybody was asked
             # to stop, so that all ranks do.
-            numbers = torch.stack((total, torch.tensor(float(stop.asked), device=device), norm))
+            asked = torch.full((), float(stop.asked), device=device)
+            numbers = torch.stack((total, asked, norm))
             ranks.sum_(numbers[:2])
             total, stopping, norm = numbers.tolist()
             loss = total / (n_micro * ranks.world_size)
@@ -210,7 +209,11 @@ def train(options: Options, ranks: Ranks) -> None:
                 raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are "
                                 "as they were. Go on from the last checkpoint with --resume and a "
                                 "lower --lr, longer --warmup-steps or lower --clip")  # fmt: skip
-            skipped += not math.isfinite(norm)
+            in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
+            skipped += in_a_row > 0
+            if in_a_row > MOST_SKIPPED:
+                raise UserError(f"step {step}: gradients beyond fp16 {in_a_row} times in a row: "
+                                "--resume with --dtype float32 or a lower --lr")  # fmt: skip
             scaler.step(optimizer)  # under fp16, skips a step of infinite gradients
             scaler.update()
             optimizer.zero_grad()
@@ -219,12 +222,13 @@ def train(options: Options, ranks: Ranks) -> None:
             log.row(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1000,
                     tokens_per_s=rate, mfu=flops * rate / peak)  # fmt: skip
             done = step + 1
-            if done == min(first + 4, last):
-                print(f"about {(last - done) * seconds / 60:.0f} minutes to go")
+            if done in (first + 5, first + 50):  # by then the first steps' compiling is behind
+                print(f"about {duration((last - done) * seconds)} to go")
             if stopping or done == last or done % options.checkpoint_every == 0:
-                state = {"step": done, "data": batches.state(), "scaler": scaler.state_dict(),
-                         "skipped": skipped}  # fmt: skip
+                state = {"step": done, "skipped": skipped, "in_a_row": in_a_row, "text": text,
+                         "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
                 texts = {"state": state, "config": run_config(options)}
+                log.sync()
                 checkpoint.save(folder, texts, model, optimizer, options.keep, ranks)
             if stopping:
                 print(f"stopped after step {step}: --resume goes on")

@@ -12,9 +12,8 @@ A checkpoint is written under another name, forced to the disk, and renamed, whi
 or a full disk at any moment leaves the one before as it was. Nothing is pickled.
 """
 
-import hashlib
 import json
-import os
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.cli import UserError
+from common.disk import replace_folder, sha256, sync
 from common.distributed import Ranks
 from common.init import tie_weights
 from common.model import GPT
@@ -31,7 +31,6 @@ from common.pretrained import to_hugging_face
 
 TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
-BYTES_PER_PARAMETER = 12  # a weight and two moments in fp32
 
 
 def repeat_exactly(device: torch.device) -> None:
@@ -40,15 +39,6 @@ def repeat_exactly(device: torch.device) -> None:
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a check, and not a free one
-
-
-def check_room(folder: Path, n_parameters: int, keep: int) -> None:
-    """Raises UserError if the disk has no room for the checkpoints that will be there at once."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    need, free = BYTES_PER_PARAMETER * n_parameters * (keep + 1), shutil.disk_usage(there).free
-    if need > free:
-        raise UserError(f"{keep + 1} checkpoints take {need / 1e9:.1f} GB, and {folder} has "
-                        f"{free / 1e9:.1f} GB free: make room, or give a lower --keep")  # fmt: skip
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
@@ -69,8 +59,8 @@ def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]
 
 def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     """Put a checkpoint's tensors back, read by rank 0 alone (path is None on the others). Call it
-    on all ranks, on a new optimizer. False if the run had fewer ranks than now: then some have no
-    generator to go on with, and none is restored."""
+    on all ranks, on a new optimizer. False if the run had fewer ranks than now, or other devices:
+    then some have no generator to go on with, and none is restored."""
     opened = [safe_open(path / f"{name}.safetensors", "pt") if path else None for name in TENSORS]
     weights, moments, random = opened
     for name, parameter in model.named_parameters():
@@ -107,9 +97,13 @@ def export(folder: Path, model: GPT, ranks: Ranks) -> None:
         whole = tie_weights(GPT(model.config))
         whole.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
         partial = folder / ".hf.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        to_hugging_face(whole, partial)
-        replace_folder(partial, folder / "hf")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            to_hugging_face(whole, partial)
+            replace_folder(partial, folder / "hf")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}/hf can't be written: {error}; make room, and --resume "
+                            "exports again") from None  # fmt: skip
         print(f"kept: {folder}/hf, for python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 
@@ -129,17 +123,17 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
             save_file(tensors[name], partial / f"{name}.safetensors")
         for name in TEXTS:
             (partial / f"{name}.json").write_text(json.dumps(texts[name], indent=1) + "\n")
-        sums = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums, indent=1) + "\n")
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync(path)
         replace_folder(partial, final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"the checkpoint at step {step} can't be written into {folder}: {error}; "
                         "make room and go on with --resume") from None  # fmt: skip
-    steps = sorted(folder.glob("step_*"))
+    steps = _checkpoints(folder)
     at = steps.index(final)
     for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # later ones were damaged
         shutil.rmtree(path)
@@ -149,8 +143,8 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint in folder that is whole; says which ones are not. None if there is no
     checkpoint; raises UserError if all are damaged."""
-    paths = sorted(folder.glob("step_*"), reverse=True)
-    for path in paths:
+    paths = _checkpoints(folder)
+    for path in reversed(paths):
         reason = why_damaged(path)
         if reason is None:
             return path
@@ -158,6 +152,12 @@ def newest(folder: Path) -> Path | None:
     if paths:
         raise UserError(f"all {len(paths)} checkpoints in {folder} are damaged: start a new run")
     return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those of the run, oldest first. What somebody put beside them under another name is his."""
+    paths = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def why_damaged(path: Path) -> str | None:
@@ -168,7 +168,7 @@ def why_damaged(path: Path) -> str | None:
         if sorted(sums) != sorted(expected):
             return "manifest.json does not list its files"
         for name, digest in sums.items():
-            if _sha256(path / name) != digest:
+            if sha256(path / name) != digest:
                 return f"{name} is not what was written"
     except OSError as error:
         return f"{Path(error.filename).name} can't be read: {error.strerror}"
@@ -180,24 +180,3 @@ def why_damaged(path: Path) -> str | None:
 def read(path: Path) -> dict[str, dict]:
     """A checkpoint's TEXTS, by name."""
     return {name: json.loads((path / f"{name}.json").read_text()) for name in TEXTS}
-
-
-def replace_folder(new: Path, final: Path) -> None:
-    """Rename new to final; a folder that is there goes first."""
-    if final.exists():
-        old = final.with_name(f".{final.name}.old.partial")
-        os.replace(final, old)
-        shutil.rmtree(old)
-    os.replace(new, final)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from textwrap import fill
 
@@ -32,11 +33,13 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
     # A line is seen when it is printed, in pipes too; a letter that a terminal lacks is a "?".
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
-        options = _parse(options_class, argv)
+        options = parse(options_class, argv)
         check_positive(options, "batch_size", "block_size", "steps")
         check_lr_and_seed(options)
         main(options)
     except (UserError, ConfigError) as error:
+        if os.environ.get("RANK", "0") != "0":  # rank 0 most often says the same, and torchrun
+            time.sleep(5)  # then ends this one, unheard
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -64,9 +67,9 @@ def check_lr_and_seed(options) -> None:
         raise UserError(f"--seed is {seed}: give 0 to {2**63 - 1}")
 
 
-def _parse(options_class: type, argv: Sequence[str]):
+def parse(options_class: type, argv: Sequence[str]):
     """tyro's parser, with its box of several lines about a wrong option made one line, and the
-    script's docstring above its help."""
+    script's docstring above its help. Raises UserError."""
     if {"-h", "--help"} & set(argv):
         for text in sys.modules[options_class.__module__].__doc__.strip("\n").split("\n\n"):
             command = text.startswith(" ")

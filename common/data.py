@@ -36,12 +36,18 @@ def load_tokens(data: str) -> Tokens:
         corpus = read_corpus(data)
         ids = np.array(gpt2_tokenizer().encode_ordinary(corpus.text), dtype=np.uint16)
         name, source = corpus.name, corpus.source
-    n = min(len(ids) // HELD_OUT_SHARE, HELD_OUT_MOST)
-    if n < 2:
-        raise UserError(f"{data} has {len(ids)} tokens, too few to hold some out: give 20 or more")
+    n = held_out_size(len(ids), data)
     print(f"text: {name}, {len(ids):,} tokens, the last {n:,} of them held out")
     print(f"  source: {source}")
     return Tokens(ids[:-n], ids[-n:])
+
+
+def held_out_size(n_tokens: int, data: str) -> int:
+    """How many tokens at the end of a text are held out. Raises UserError if it is too short."""
+    n = min(n_tokens // HELD_OUT_SHARE, HELD_OUT_MOST)
+    if n < 2:
+        raise UserError(f"{data} has {n_tokens} tokens, too few to hold some out: give 20 or more")
+    return n
 
 
 def _map_ids(path: Path) -> np.ndarray:

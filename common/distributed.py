@@ -10,15 +10,15 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -78,10 +78,8 @@ class Ranks:
 
     def exchanging(self, module: nn.Module, now: bool):
         """A context for forward and backward: gradients are exchanged if `now`, else they only add
-        up on each rank."""
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_requires_gradient_sync(now, recurse=False)
+        up on each rank. Sharded ones are exchanged each time: put off, every rank would hold them
+        whole, which is what sharding is to avoid."""
         wait = isinstance(module, DistributedDataParallel) and not now
         return module.no_sync() if wait else contextlib.nullcontext()
 
@@ -134,32 +132,37 @@ def all_ranks(device_name: str) -> Iterator[Ranks]:
     is not there.
     """
     if "RANK" not in os.environ:
-        yield Ranks(pick_device(device_name))
+        device = pick_device(device_name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # generators are asked for without naming a device
+        yield Ranks(device)
         return
-    rank, world_size, local_rank, local_world_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, world_size, local_rank = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     )
     if rank > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
-    gpus = torch.cuda.device_count()
-    if device_name == "cuda" or (device_name == "auto" and gpus):
-        if local_world_size > gpus:
-            raise UserError(f"{local_world_size} processes for {gpus} GPUs: give --nproc_per_node "
-                            f"{gpus}, or --device cpu")  # fmt: skip
-        device_name = f"cuda:{local_rank}"
-        torch.cuda.set_device(local_rank)
-    elif device_name == "mps" and world_size > 1:
-        raise UserError(f"{world_size} processes can't share Apple's GPU: give --device cpu")
-    device = pick_device(device_name)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    print(f"ranks: {world_size}, {dist.get_backend()}")
-    try:
-        yield Ranks(device, rank, world_size, local_rank)
-    except UserError:
-        if rank > 0:  # rank 0 most often says the same, and then torchrun ends this one, unheard
-            time.sleep(5)
-        raise
+    device = _device_of_rank(device_name, local_rank)
+    backend, its_gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    # One rank may tokenize a large text, or write 100 GB, while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=its_gpu)
+    print(f"ranks: {world_size}, {backend}")
+    yield Ranks(device, rank, world_size, local_rank)
     dist.destroy_process_group()
+
+
+def _device_of_rank(name: str, local_rank: int) -> torch.device:
+    """A GPU for each rank of this machine, or its CPU for all of them. Raises UserError."""
+    count, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if name == "mps" and count > 1 or name.startswith("cuda:"):
+        raise UserError(f"{count} processes can't share {name}: give --device cuda or cpu")
+    if name == "cuda" or (name == "auto" and gpus):
+        if count > gpus:
+            raise UserError(f"{count} processes for {gpus} GPUs: give --nproc_per_node {gpus}, or "
+                            "--device cpu")  # fmt: skip
+        name = f"cuda:{local_rank}"
+        torch.cuda.set_device(local_rank)
+    return pick_device(name)
 
 
 class StopSignal:

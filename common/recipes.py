@@ -1,8 +1,6 @@
 """GPT-3's sizes, batches and learning rates, a line each; and the options of a run,
 which follow from them and are kept with it."""
 
-import json
-import os
 import tomllib
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -10,15 +8,11 @@ from pathlib import Path
 
 import torch
 
-from common import checkpoint
 from common.bench import attention_gain
-from common.cli import UserError, check_lr_and_seed, check_positive
+from common.cli import UserError, check_lr_and_seed, check_positive, parse
 from common.distributed import Ranks
-from common.init import init_weights, tie_weights
-from common.model import GPT, GPTConfig, causal_attention, preset
-from common.pretrained import HubUnreachable, from_hugging_face
-from common.runlog import run_folder
-from common.speed import autocast_dtype, flash_attention, pad_vocab, why_not_compile
+from common.model import causal_attention, preset
+from common.speed import autocast_dtype, flash_attention, why_not_compile
 
 
 def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict:
@@ -40,16 +34,16 @@ RECIPES = {
     "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
     "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
 }
-# What a recipe leaves open, and neither the machine nor the rest decides.
+# What a recipe leaves open.
 DEFAULTS = {
     "data": "tinyshakespeare", "dropout": 0.0, "weight_decay": 0.1, "clip": 1.0, "seed": 1337,
     "eval_every": 100, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
 }  # fmt: skip
 ATTENTION = {"formula": causal_attention, "flash": flash_attention}
 # A run that goes on keeps these: another value would be another run.
-FIXED = (
-    "recipe", "model", "init_from", "data", "block_size", "total_batch_tokens", "dropout", "seed",
-)  # fmt: skip
+FIXED = ("recipe", "model", "init_from", "block_size", "total_batch_tokens", "dropout", "seed")
+# In place of a recipe's, when weights are there already.
+FINE_TUNING = {"model": None, "lr": 3e-5}
 # What belongs to the command and not to the run.
 OF_THIS_COMMAND = ("stop_at", "out", "resume", "bench", "shard", "tensorboard", "device")
 
@@ -59,9 +53,9 @@ def run_config(options) -> dict:
     return {k: v for k, v in asdict(options).items() if k not in OF_THIS_COMMAND}
 
 
-def read_recipe(name: str, known: set[str]) -> dict:
-    """A recipe's options, by name, or from a TOML file of names that are known; what it leaves out
-    is as in the laptop's. Raises UserError."""
+def read_recipe(name: str, options_class: type) -> dict:
+    """A recipe's options, by name, or from a TOML file of options, which are checked as those of
+    the command line; what it leaves out is as in the laptop's. Raises UserError."""
     if name in RECIPES:
         return RECIPES[name]
     try:
@@ -69,10 +63,14 @@ def read_recipe(name: str, known: set[str]) -> dict:
     except (OSError, ValueError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
-    unknown = set(found) - known
+    unknown = set(found) & {"recipe", *OF_THIS_COMMAND}
     if unknown:
-        raise UserError(f"{name} has {', '.join(sorted(unknown))}: give names of options")
-    return RECIPES["laptop"] | found
+        raise UserError(f"{name} has {', '.join(sorted(unknown))}: give that on the command line")
+    try:
+        given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    return RECIPES["laptop"] | {option: getattr(given, option) for option in found}
 
 
 def resolve(options, saved: dict | None, ranks: Ranks):
@@ -88,12 +86,15 @@ def resolve(options, saved: dict | None, ranks: Ranks):
                                 f"{given[name]}: leave it out, or start another run")  # fmt: skip
     else:
         gpu = ranks.device.type == "cuda"
-        name = options.recipe or ("gpt3-125m" if gpu else "laptop")
-        base = (
-            DEFAULTS
-            | {"recipe": name}
-            | read_recipe(name, set(asdict(options)) - {"recipe", *OF_THIS_COMMAND})
-        )
+        name, why = ("gpt3-125m", "a GPU was found") if gpu else ("laptop", "no GPU was found")
+        if options.recipe is not None:
+            name, why = options.recipe, "as asked"
+        print(f"recipe: {name} ({why})")
+        base = DEFAULTS | {"recipe": name} | read_recipe(name, type(options))
+        if options.init_from:
+            base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
+    if "data" in given and Path(given["data"]).expanduser().exists():
+        given["data"] = str(Path(given["data"]).expanduser().resolve())  # from wherever it goes on
     if options.tensorboard and not find_spec("tensorboard"):
         raise UserError("--tensorboard needs a package: pip install tensorboard")
     if options.init_from and options.model:
@@ -104,6 +105,12 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     check_lr_and_seed(options)
     if not options.clip > 0:
         raise UserError(f"--clip is {options.clip}: give more than 0")
+    for name in ("weight_decay", "warmup_steps"):
+        value = getattr(options, name) or 0
+        if not 0 <= value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give 0 or more")
+    if not options.prompt:
+        raise UserError("--prompt is empty: give a character or more")
     if not 0 <= options.dropout < 1:
         raise UserError(f"--dropout is {options.dropout}: give 0 or more, less than 1")
     device, T, tokens = ranks.device, options.block_size, options.total_batch_tokens
@@ -120,60 +127,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     if options.compile is None:
         options.compile = "no" if why_not_compile(device) else "yes"
     if options.attention is None:
-        config = preset("gpt2" if options.init_from else options.model)
+        config = preset(options.model or "gpt2")
         shape = (options.batch_size, config.n_head, T, config.n_embd // config.n_head)
         gain = attention_gain(shape, getattr(torch, options.dtype), device)
         options.attention = "flash" if gain >= 1 else "formula"
     return options
-
-
-def open_run(options) -> dict | None:
-    """What the run that goes on left in --out: its newest checkpoint's texts by name, and `path`;
-    before its first checkpoint `config` alone. None for a new run. Raises UserError for a folder
-    that is there already, or is not."""
-    folder = Path(options.out)
-    if not options.resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder} exists: --resume goes on with the run in it, another --out "
-                            "starts one")  # fmt: skip
-        return None
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} holds no run: start one without --resume")
-    path = checkpoint.newest(folder / "checkpoints")
-    if path:
-        return checkpoint.read(path) | {"path": path}
-    print(f"{folder} has no checkpoint yet: starting at step 0")
-    return {"config": json.loads((folder / "config.json").read_text())}
-
-
-def first_model(options, saved: dict | None) -> GPT:
-    """The model that the options describe, tied and padded, as it is at step 0: drawn anew, or
-    pretrained. Of a run that goes on, only the shape counts: its weights are in the checkpoint."""
-    how = {"attention": ATTENTION[options.attention], "dropout": options.dropout}
-    if saved and "model" in saved:
-        return tie_weights(GPT(GPTConfig(**saved["model"] | how)))
-    if options.init_from:
-        try:
-            pretrained = from_hugging_face(options.init_from)
-        except HubUnreachable as error:
-            raise UserError(f"{options.init_from} can't be had from the Hub ({error})") from None
-        if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
-            raise UserError(f"{options.init_from} has a head of its own: give a tied GPT-2")
-        model = tie_weights(GPT(replace(pretrained.config, **how)))
-        model.load_state_dict(pretrained.state_dict())
-    else:
-        config = preset(options.model, block_size=options.block_size, **how)
-        model = init_weights(tie_weights(GPT(config)), options.seed)
-    T, limit = options.block_size, model.config.block_size
-    if T > limit:
-        raise UserError(f"--block-size {T} is more than the {limit} that {options.init_from} reads")
-    return pad_vocab(model)
-
-
-def prepare(options, n_parameters: int) -> None:
-    """Make the run's folder, with its configuration. Raises UserError if the disk has no room."""
-    checkpoint.check_room(Path(options.out), n_parameters, options.keep)
-    config = run_folder(options.out) / "config.json"
-    partial = config.with_suffix(".partial")
-    partial.write_text(json.dumps(run_config(options), indent=1) + "\n")
-    os.replace(partial, config)

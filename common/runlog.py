@@ -1,12 +1,14 @@
 """What a run leaves behind: a printed line a step, metrics.csv, metrics.png."""
 
 import csv
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from common.cli import UserError
 
@@ -16,7 +18,7 @@ PRINTED = {
     "loss": "loss {:.4f}",
     "lr": "lr {:.1e}",
     "norm": "norm {:.2f}",
-    "ms": "{:>5.0f} ms",
+    "ms": "{:>4.0f} ms",
     "tokens_per_s": "{:>7,.0f} tok/s",
     "mfu": "MFU {:.0%}",
 }
@@ -80,9 +82,9 @@ class RunLog:
         path = self.folder / "metrics.csv"
         if step == 0 or not path.exists():
             return []
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        return [row for row in rows if int(row["step"]) < step]
+        text = path.read_text(errors="replace").replace("\0", "")  # a crash may leave anything
+        rows = csv.DictReader(text.splitlines())
+        return [row for row in rows if tuple(row) == self.columns and _is_row(row, step)]
 
     def __enter__(self):
         return self
@@ -109,6 +111,10 @@ class RunLog:
         if "held_out" in self.columns:
             self._write({"step": step, "held_out": loss} | values)
 
+    def sync(self) -> None:
+        if self.folder:
+            os.fsync(self.file.fileno())
+
     def draw(self) -> None:
         """Draw metrics.png anew, if there is a line to draw."""
         if self.folder and any(len(points) > 1 for points in self.curves.values()):
@@ -123,11 +129,31 @@ class RunLog:
     def _write(self, row: dict) -> None:
         if self.folder is None:
             return
-        self.writer.writerow(row)
-        self.file.flush()
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.folder}/metrics.csv: {error.strerror}; make room") from None
         for name, value in row.items() if self.tensorboard else ():
             if name != "step":
                 self.tensorboard.add_scalar(name, value, row["step"])
+
+
+def _is_row(row: dict, before: int) -> bool:
+    """Whether a row of metrics.csv, as text, is whole and of a step before the given one."""
+    try:
+        numbers = {name: float(text) for name, text in row.items() if text != ""}
+    except (TypeError, ValueError):  # what is missing is None
+        return False
+    return numbers.get("step", before) < before and ("loss" in numbers or "held_out" in numbers)
+
+
+def duration(seconds: float) -> str:
+    """About how long, in the unit that one would say."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
@@ -143,7 +169,7 @@ def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
         if title in held_out:
             axes.plot(
                 *zip(*held_out[title], strict=True), "o--", color=line.get_color(), markersize=7,
-                linewidth=0.8, label=f"{title}, held out",
+                linewidth=0.8, label=f"{title}, held out" if len(curves) > 1 else "held out",
             )  # fmt: skip
     axes.set(ylabel="loss (nats a token, log scale)", yscale="log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -151,10 +177,14 @@ def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
     axes.legend()
     for panel, (title, points) in zip(others, panels.items(), strict=True):
         panel.plot(*zip(*_thinned(points), strict=True), linewidth=1, color="tab:green")
-        panel.set(ylabel=title, ylim=(0, None))
+        values = [value for _, value in points if math.isfinite(value)] or [1.0]
+        # A step that compiles would press all others flat.
+        top = min(max(values), 2 * np.quantile(values, 0.95)) * 1.05
+        panel.set(ylabel=title, ylim=(0, top or None))
     for panel in (axes, *others):
         panel.grid(alpha=0.3, which="both")
     panel.set(xlabel="step")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     save_picture(figure, path)
 
 

@@ -1,6 +1,7 @@
 """Stage 6: GPT-3's step, many processes, and a run that nothing is lost of."""
 
 import csv
+import fcntl
 import json
 import math
 import os
@@ -16,19 +17,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, SCRIPTS, load_script, run_script, started
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2LMHeadModel
 
 from common import checkpoint
 from common.cli import UserError
 from common.data import Batches, load_tokens
+from common.disk import check_room
 from common.distributed import Ranks
 from common.init import init_weights, tie_weights
 from common.model import GPT, PRESETS, GPTConfig
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
 from common.recipes import RECIPES
-from common.runlog import RunLog
+from common.runlog import RunLog, duration
 from common.speed import pad_vocab
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=500)
@@ -205,7 +209,7 @@ def test_a_run_as_a_user_makes_it(text_file, tmp_path):
     assert "weight decay 0.1: 14 tensors" in done.stdout
     folder = tmp_path / "runs/6_hyparam"
     assert {p.name for p in folder.iterdir()} == {
-        "config.json", "metrics.csv", "metrics.png", "checkpoints", "hf"
+        "config.json", "metrics.csv", "metrics.png", "checkpoints", "hf", ".lock"
     }  # fmt: skip
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "step_00000012", "step_00000014"
@@ -239,6 +243,86 @@ def test_a_run_as_a_user_makes_it(text_file, tmp_path):
             for i in range(0, len(held_out) - 1, 32)
         ]  # fmt: skip
     assert -torch.cat(losses).mean().item() == pytest.approx(float(rows[-1][4]), abs=2e-3)
+
+
+def test_three_steps_by_hand(call, text_file):
+    """Two micro-batches, a clip that bites, the schedule, AdamW: the same weights bit for bit."""
+    options = ("--steps", "3", "--warmup-steps", "2", "--clip", "0.5", "--weight-decay", "0.3")
+    assert call(6, *SMALL, "--data", str(text_file), *options, "--out", "run")[0] == 0
+    model = pad_vocab(init_weights(tie_weights(GPT(GPTConfig(3, 3, 48, 32))), 1337))
+    decay, rest = (
+        [p for p in model.parameters() if (p.dim() == 2) == two] for two in (True, False)
+    )
+    groups = [{"params": decay, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    batches = Batches(load_tokens(str(text_file)).train, 2, 32, seed=1337)
+    for lr in (0.5e-2, 1e-2, 1e-2):  # the cosine begins at its top
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for _ in range(2):
+            (model(*next(batches))[1] / 2).backward()
+        assert torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5) > 0.5
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = load_file("run/checkpoints/step_00000003/model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(weights[name], parameter), name
+
+
+def test_16_bits_are_used_and_their_gradients_are_unscaled_then_clipped(call, text_file):
+    moments, rows = {}, {}
+    for dtype in ("float32", "bfloat16", "float16"):
+        options = ("--data", str(text_file), "--steps", "1", "--clip", "0.5", "--dtype", dtype)
+        assert call(6, *SMALL, *options, "--out", dtype)[0] == 0
+        rows[dtype] = [float(x) for x in logged(Path(dtype))[1][1:4]]  # loss, lr, norm
+        path = Path(dtype, "checkpoints/step_00000001/optimizer.safetensors")
+        moments[dtype] = load_file(path)["transformer.wpe.weight/exp_avg"]
+    for dtype in ("bfloat16", "float16"):
+        assert rows[dtype][0] != rows["float32"][0]
+        assert rows[dtype] == pytest.approx(rows["float32"], rel=0.02)
+        error = (moments[dtype] - moments["float32"]).norm() / moments["float32"].norm()
+        assert error < 0.1
+
+
+def test_dropout_drops(call, text_file):
+    options = (*SMALL, "--data", str(text_file), "--steps", "1")
+    for out, dropout in (("one", "0"), ("two", "0.3")):
+        assert call(6, *options, "--dropout", dropout, "--out", out)[0] == 0
+    (_, one, after), (_, two, other) = logged(Path("one")), logged(Path("two"))
+    assert one[1] != two[1]  # the loss of the first step; but not in evaluation:
+    assert logged(Path("one"))[0] == logged(Path("two"))[0] and after != other
+
+
+def test_gradients_are_exchanged_on_the_last_micro_step_alone():
+    seen = []
+
+    class Seen(Ranks):
+        def exchanging(self, module, now):
+            seen.append(now)
+            return super().exchanging(module, now)
+
+    script, model = load_script(6), small_model()
+    off = torch.amp.GradScaler(enabled=False)
+    batches = Batches(np.arange(2000) % 500, 2, 16)
+    script.mean_gradient(script.Loss(model), batches, 3, off, None, Seen(CPU))
+    assert seen == [False, False, True]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        module = DistributedDataParallel(model)
+        for now in (False, True):
+            with Ranks(CPU).exchanging(module, now):
+                assert module.require_backward_grad_sync == now
+    finally:
+        dist.destroy_process_group()
+
+
+def test_one_rank_a_machine_goes_first(monkeypatch):
+    order = []
+    monkeypatch.setattr(dist, "barrier", lambda: order.append("barrier"))
+    for local_rank in (0, 1):
+        with Ranks(CPU, 2 + local_rank, 4, local_rank).first():
+            order.append(local_rank)
+    assert order == [0, "barrier", "barrier", 1]
 
 
 def test_the_logged_loss_is_the_mean_of_the_batch(call, text_file):
@@ -327,6 +411,22 @@ def test_stop_and_go_on_is_the_same_run(call, text_file, extra):
     assert state["data"]["epoch"] == 1 and state["data"]["position"] > 0
 
 
+# Slow on a CPU, which has to emulate it: batches of 16 tokens.
+FP16 = (
+    *SMALL, "--dtype", "float16", "--batch-size", "1", "--block-size", "8",
+    "--total-batch-tokens", "16", "--eval-every", "1000",
+)  # fmt: skip
+
+
+def test_stop_and_go_on_with_a_gradient_scaler(call, text_file):
+    options = (*FP16, "--data", str(text_file), "--steps", "6")
+    assert call(6, *options, "--out", "one")[0] == 0
+    assert call(6, *options, "--out", "two", "--stop-at", "3")[0] == 0
+    assert call(6, "--out", "two", "--resume")[0] == 0
+    assert_same_run(Path("one"), Path("two"))
+    assert json.loads(kept(Path("one"))["state.json"])["scaler"]["_growth_tracker"] > 3
+
+
 def test_stop_and_go_on_with_compile_dropout_and_bf16(text_file, tmp_path):
     """Real processes, two threads: a compiled step must add up in one order."""
     options = (*SMALL, "--compile", "yes", "--dropout", "0.1", "--data", str(text_file))
@@ -404,6 +504,40 @@ def test_the_last_ones_are_kept_and_the_good_one_always(tmp_path):
     (tmp_path / "step_00000015/state.json").unlink()
     write(tmp_path, 12, keep=1)  # gone on from 10, since 15 is damaged
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000012"]
+
+
+def test_what_is_renamed_is_on_the_disk(tmp_path, monkeypatch):
+    """A checkpoint's files, then its folder, then the rename, then the folder around it."""
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: order.append(
+        os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))  # fmt: skip
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("rename") or replace(a, b))
+    write(tmp_path, 3)
+    files = [f"{name}.safetensors" for name in checkpoint.TENSORS]
+    files += [f"{name}.json" for name in (*checkpoint.TEXTS, "manifest")]
+    assert sorted(order[:7]) == sorted(files)
+    assert order[7:] == [".step_00000003.partial", "rename", tmp_path.name]
+
+
+def test_what_somebody_put_beside_the_checkpoints_stays(tmp_path):
+    write(tmp_path, 1)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / "step_best")
+    (tmp_path / "step_notes.txt").write_text("mine")
+    for step in (2, 3, 4):
+        write(tmp_path, step)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "step_00000003", "step_00000004", "step_best", "step_notes.txt"
+    }  # fmt: skip
+    assert checkpoint.newest(tmp_path).name == "step_00000004"
+
+
+def test_checkpoints_that_are_there_have_their_room(tmp_path, monkeypatch):
+    (tmp_path / "old").write_bytes(bytes(10_000))
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 500)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    check_room(tmp_path, 10_500, "they")
+    with pytest.raises(UserError, match="they take about"):
+        check_room(tmp_path, 10_501, "they")
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(call, text_file):
@@ -499,7 +633,7 @@ def test_not_a_number_stops_before_the_weights_change(call, text_file, monkeypat
 
 
 def test_fp16_counts_the_steps_its_scaler_skips(call, text_file):
-    options = (*SMALL, "--data", str(text_file), "--dtype", "float16", "--steps", "6")
+    options = (*FP16, "--data", str(text_file), "--steps", "6")
     code, stdout, stderr = call(6, *options, "--out", "run")
     assert code == 0, stderr
     state = json.loads(kept(Path("run"))["state.json"])
@@ -528,6 +662,81 @@ def test_another_model_or_batch_is_another_run(call, refused, text_file):
     assert call(6, *resume, "--batch-size", "1", "--lr", "1e-3")[0] == 0  # these may change
 
 
+def test_a_run_does_not_go_backwards(call, refused, text_file):
+    options = (*SMALL, "--data", str(text_file), "--steps", "9", "--out", "run")
+    assert call(6, *options, "--stop-at", "4")[0] == 0
+    before = logged(Path("run"))
+    refused("at step 4 already", 6, "--out", "run", "--resume", "--stop-at", "3")
+    assert logged(Path("run")) == before
+    assert call(6, "--out", "run", "--resume", "--dtype", "float16", "--stop-at", "5")[0] == 0
+
+
+def test_another_text_is_another_run(call, refused, text_file, tmp_path):
+    text = text_file.read_text()
+    (tmp_path / "t.txt").write_text(text)
+    assert (
+        call(6, *SMALL, "--data", "t.txt", "--steps", "3", "--stop-at", "2", "--out", "run")[0] == 0
+    )
+    (tmp_path / "t.txt").write_text("Another beginning. " + text)
+    refused("the run began with a text of", 6, "--out", "run", "--resume")
+    (tmp_path / "moved.txt").write_text(text)
+    assert call(6, "--out", "run", "--resume", "--data", "moved.txt")[0] == 0
+
+
+def test_two_processes_do_not_share_a_folder(call, refused, text_file):
+    options = (*SMALL, "--data", str(text_file), "--steps", "2", "--out", "run")
+    assert call(6, *options)[0] == 0
+    with open("run/.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused("another process trains in run", 6, "--out", "run", "--resume")
+
+
+def test_what_a_crash_left_in_the_log_is_no_obstacle(call, refused, text_file):
+    options = (*SMALL, "--data", str(text_file), "--steps", "6")
+    assert call(6, *options, "--out", "one")[0] == 0
+    assert call(6, *options, "--out", "two", "--stop-at", "3")[0] == 0
+    with open("two/metrics.csv", "ab") as file:
+        file.write(b"3,9.9\0\x80,,,,\nfour,5\n4,,,,,,,,\n")
+    assert call(6, "--out", "two", "--resume")[0] == 0
+    assert_same_run(Path("one"), Path("two"))
+    shutil.rmtree("two/checkpoints")
+    Path("two/config.json").write_text("")
+    refused("config.json is damaged", 6, "--out", "two", "--resume")
+
+
+def test_an_export_that_fails_is_made_again(call, refused, text_file, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    options = (*SMALL, "--data", str(text_file), "--steps", "2", "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("common.checkpoint.to_hugging_face", full)
+        refused("--resume exports again", 6, *options)
+    Path("run/.hf.old.partial/x").mkdir(parents=True)  # and a kill
+    assert call(6, "--out", "run", "--resume")[0] == 0
+    assert Path("run/hf/model.safetensors").exists() and not Path("run/.hf.old.partial").exists()
+
+
+def test_a_log_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, "step", "loss")
+    monkeypatch.setattr(log, "file", open("/dev/full", "w"))
+    log.writer = csv.DictWriter(log.file, ("step", "loss"))
+    with pytest.raises(UserError, match="make room"):
+        log.row(step=0, loss=1.0)
+
+
+def test_the_scaler_does_not_skip_for_ever(refused, text_file, monkeypatch):
+    monkeypatch.setattr("common.optim.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    options = (*FP16, "--data", str(text_file), "--steps", "60", "--out", "run")
+    refused("26 times in a row", 6, *options)
+
+
+@pytest.mark.parametrize("seconds, words", [(7, "7 s"), (89, "89 s"), (95, "1.6 min"),
+                                            (3599, "60 min"), (7200, "2.0 h")])  # fmt: skip
+def test_durations_are_said_as_one_would(seconds, words):
+    assert duration(seconds) == words
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(call, text_file):
     options = (*SMALL, "--data", str(text_file), "--steps", "3")
     assert call(6, *options, "--out", "one")[0] == 0
@@ -554,10 +763,23 @@ def test_bad_input(refused, text_file, monkeypatch, tmp_path):
     refused("start it with torchrun", 6, *SMALL, *data, "--shard")
     refused("brings its own model", 6, *SMALL, *data, "--init-from", "gone")
     (tmp_path / "wrong.toml").write_text("learning_rate = 1\n")
-    refused("wrong.toml has learning_rate", 6, *data, "--recipe", "wrong.toml")
+    refused("--learning-rate", 6, *data, "--recipe", "wrong.toml")
+    wrong = {
+        "steps = 2.5": "--steps", "attention = 'foo'": "--attention",
+        "batch_size = true": "--batch", "compile = true": "--compile", "dtype = 'int8'": "--dtype", "lr = 'x'": "--lr",
+        "out = 'x'": "wrong.toml has out", "lr = -1": "--lr is -1",
+    }  # fmt: skip
+    for line, words in wrong.items():
+        (tmp_path / "wrong.toml").write_text(line + "\n")
+        refused(words, 6, *SMALL[2:4], *data, "--recipe", "wrong.toml")
+    refused("--warmup-steps is -1", 6, *SMALL, *data, "--warmup-steps", "-1")
+    for decay in ("-1.0", "nan", "inf"):
+        refused(f"--weight-decay is {decay}", 6, *SMALL, *data, "--weight-decay", decay)
+    refused("--prompt is empty", 6, *SMALL, *data, "--prompt", "")
+    refused("--recipe  is none of", 6, *data, "--recipe", "")
     usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    refused("0.0 GB free", 6, *SMALL, *data)
+    refused("has room for 0.0", 6, *SMALL, *data)
     assert not Path("runs").exists()
 
 
@@ -600,12 +822,14 @@ def test_two_ranks_are_one_process_that_accumulates(one_process, tmp_path):
     one, options = one_process
     done = torchrun(*options, "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 ranks × 1 micro-batches" in done.stdout
+    assert "2 × 32 in a micro-batch, 1 micro-batches, on 2 at once" in done.stdout
     assert done.stdout.count("step    3  loss") == 1  # rank 0 alone prints
     assert logged(tmp_path / "two") == logged(one)
     files, others = kept(one), kept(tmp_path / "two")
     assert files["model.safetensors"] == others["model.safetensors"]
     assert files["optimizer.safetensors"] == others["optimizer.safetensors"]
+    random = load_file(tmp_path / "two/checkpoints/step_00000008/random.safetensors")
+    assert not torch.equal(random["0/cpu"], random["1/cpu"])  # each rank drops others
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(one_process, tmp_path):
@@ -613,7 +837,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(one_process, tmp_path):
     killed_halfway(one, tmp_path / "two")
     done = torchrun("--resume", "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "ranks: 2 now, fewer before" in done.stdout
+    assert "generators start anew" in done.stdout
     assert logged(tmp_path / "two") == logged(one)
     assert kept(one)["model.safetensors"] == kept(tmp_path / "two")["model.safetensors"]
 
@@ -650,6 +874,19 @@ def test_a_signal_to_one_rank_stops_all(text_file, tmp_path):
     assert process.returncode == 0, stderr
     assert "--resume goes on" in stdout
     assert checkpoint.newest(tmp_path / "run/checkpoints") is not None
+
+
+def test_a_signal_to_torchrun_leaves_a_checkpoint(text_file, tmp_path):
+    """torchrun itself then ends with another code than 0; the ranks have done their part."""
+    options = (*SMALL, "--data", str(text_file), "--steps", "100000", "--out", "run")
+    process = started(6, *options, cwd=tmp_path, until="step    5", command=TORCHRUN)
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=60)
+    assert "--resume goes on" in stdout
+    path = checkpoint.newest(tmp_path / "run/checkpoints")
+    assert checkpoint.read(path)["state"]["step"] == sum(
+        bool(r[1]) for r in logged(tmp_path / "run")
+    )
 
 
 def test_a_rank_that_dies_ends_the_job(text_file, tmp_path):
