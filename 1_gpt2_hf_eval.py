@@ -1,18 +1,21 @@
 """Stage 1: Hugging Face's weights in and out, evaluation, sampling.
 
 New here: common/pretrained.py (weights), common/generate.py (sampling), common/evals.py (how good
-is it?), and below them common/tokenizer.py and common/corpus.py.
+is it?), common/hellaswag.py, and below them common/tokenizer.py, common/corpus.py and
+common/download.py.
 
     python 1_gpt2_hf_eval.py                          # OpenAI's 124M, from the Hub or its cache
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
     python 1_gpt2_hf_eval.py --export FOLDER          # ours, as a folder for transformers
 
 You will see that our logits are Hugging Face's, to less than 1e-5 of the largest one in fp32; the
-loss on held-out Shakespeare; and five ways to go on from the prompt. With no network and nothing
-cached, a random model of the same size goes through the same proof: its loss is about 10.9.
+loss on held-out Shakespeare; with --hellaswag how often it picks the right one of four endings; and
+five ways to go on from the prompt. With no network and nothing cached, a random model of the same
+size goes through the same proof: its loss is about 10.9.
 """
 
 from dataclasses import dataclass
+from textwrap import fill
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -22,6 +25,7 @@ from common.corpus import read_corpus
 from common.device import pick_device, seed_everything
 from common.evals import evaluate
 from common.generate import check_sampling, generate
+from common.hellaswag import ask_both_ways, read_questions
 from common.pretrained import (
     HubUnreachable,
     check_new_folder,
@@ -43,7 +47,11 @@ class Options:
     top_k: int = 50  # draw from the k likeliest tokens
     data: str = "tinyshakespeare"  # the text to evaluate on: a name, a file or a folder
     eval_tokens: int = 8192  # how many tokens of its end
-    batch_size: int = 4  # windows evaluated at once
+    stride: int | None = None  # tokens from one window to the next; default: the block size
+    batch_size: int = 4  # windows, or questions, evaluated at once
+    hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
+    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, not to download it
+    hellaswag_most: int | None = None  # only so many questions
     export: str | None = None  # a new folder for our model in Hugging Face's format
     seed: int = 42
     device: str = "auto"  # auto, cpu, cuda or mps
@@ -72,7 +80,9 @@ def compare(model, reference, ids: torch.Tensor) -> None:
 
 def main(options: Options) -> None:
     check_sampling(options.temperature, options.top_k, options.max_new_tokens)
-    check_positive(options, "samples", "eval_tokens")
+    check_positive(options, "samples", "eval_tokens", "stride", "hellaswag_most")
+    if options.hellaswag:
+        questions = read_questions(options.hellaswag_file, options.hellaswag_most)
     tokenizer = gpt2_tokenizer()
     prompt = tokenizer.encode_ordinary(options.prompt)
     if not prompt:
@@ -102,8 +112,11 @@ def main(options: Options) -> None:
     compare(model, reference.to(device), held_out[: min(256, block_size)].to(device))
     del reference
 
-    print(f"text: the end of {corpus.name}, {corpus.source}")
-    print(f"  {evaluate(model, held_out, block_size, options.batch_size)}")
+    print(fill(f"text: the end of {corpus.name}, {corpus.source}", 79, subsequent_indent="  "))
+    print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
+    print(f"  {evaluate(model, held_out, block_size, options.batch_size, options.stride)}")
+    if options.hellaswag:
+        ask_both_ways(model, questions, batch_size=options.batch_size, progress=True)
 
     print(f"{options.samples} samples, temperature {options.temperature:g}, top-k {options.top_k}:")
     ids = torch.tensor([prompt] * options.samples, device=device)

@@ -25,7 +25,7 @@ import torch
 from common.bench import Ladder, PeakMemory, Row, attention_gain, draw_ladder, timed
 from common.cli import UserError, run
 from common.data import Batches, load_tokens
-from common.device import describe, is_out_of_memory, pick_device, release_memory, seed_everything
+from common.device import describe, pick_device, release_memory, seed_everything
 from common.init import init_weights, tie_weights
 from common.model import GPT, GPTConfig, causal_attention, preset
 from common.pretrained import as_hugging_face
@@ -224,10 +224,6 @@ def main(options: Options) -> None:
     ladder = Ladder(config, B, T, device)
     try:
         climb(ladder, config, batches, device, options)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"{B} × {T} tokens do not fit {device}: halve --batch-size") from None
     finally:
         keep(ladder, folder, options, title)
     print("\npublished by others, times the rung before: RTX 3080 laptop (3.5× in all); A100")

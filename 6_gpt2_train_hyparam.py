@@ -27,31 +27,32 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 
 from common import checkpoint
 from common.bench import matmul_peak
-from common.cli import UserError, run
-from common.data import Batches, load_tokens
-from common.device import is_out_of_memory, seed_everything
+from common.cli import UserError, duration, quoted, run
+from common.data import Batches
+from common.device import seed_everything
 from common.distributed import Ranks, StopSignal, all_ranks
 from common.evals import evaluate
 from common.generate import generate
+from common.hellaswag import ask_both_ways, read_questions
 from common.init import tie_weights
 from common.model import GPT
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
 from common.recipes import resolve, run_config
-from common.runlog import RunLog, duration
-from common.speed import autocast, compiled
+from common.runlog import RunLog
+from common.speed import Loss, autocast, compiled
 from common.start import fingerprint, first_model, go_on, open_run, prepare
 from common.stepbench import bench
+from common.tokenfiles import Ahead, open_tokens
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 
 @dataclass
 class Options:
     recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
-    data: str | None = None  # tinyshakespeare, plays, a text file, a folder, a .npy file of ids
+    data: str | None = None  # tinyshakespeare, plays, a text file, a folder of those or of shards
     model: str | None = None  # a preset
     init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder
     batch_size: int | None = None  # B, rows in a micro-batch
@@ -67,7 +68,11 @@ class Options:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # what the device does natively
     attention: Literal["formula", "flash"] | None = None  # what a trial shows to be faster
     compile: Literal["yes", "no"] | None = None  # yes where it works
-    eval_every: int | None = None  # steps between held-out losses
+    eval_every: int | None = None  # steps between evaluations
+    eval_tokens: int | None = None  # held-out tokens, at most
+    eval_hellaswag: bool = False  # ask HellaSwag's questions too
+    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, not to download it
+    hellaswag_most: int | None = None  # only so many questions
     checkpoint_every: int | None = None  # steps between checkpoints
     keep: int | None = None  # checkpoints kept
     prompt: str | None = None  # what a sample goes on from
@@ -80,21 +85,11 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "held_out", "bits_per_byte")
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "held_out", "bits_per_byte",
+           "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
 SAMPLE_TOKENS = 80
 MOST_SKIPPED = 25  # steps in a row: by then a gradient scaler of 2**16 has come down to 1 / 512
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
-
-
-class Loss(nn.Module):
-    """The loss alone: the logits need not leave a compiled step."""
-
-    def __init__(self, model: GPT):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x, y):
-        return self.model(x, y)[1]
 
 
 def mean_gradient(module, batches, n_micro, scaler, dtype, ranks) -> torch.Tensor:
@@ -113,13 +108,7 @@ def mean_gradient(module, batches, n_micro, scaler, dtype, ranks) -> torch.Tenso
 
 def main(options: Options) -> None:
     with all_ranks(options.device) as ranks:
-        try:
-            train(options, ranks)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError("memory is full: give a smaller --batch-size (--total-batch-tokens "
-                            "stays), --block-size or --model, or --shard it") from None  # fmt: skip
+        train(options, ranks)
 
 
 def train(options: Options, ranks: Ranks) -> None:
@@ -135,10 +124,13 @@ def train(options: Options, ranks: Ranks) -> None:
     n_micro = options.total_batch_tokens // (B * T * ranks.world_size)
 
     with ranks.first():
-        tokens = load_tokens(options.data)
+        tokens, questions = open_tokens(options.data), None
+        if options.eval_hellaswag:
+            questions = read_questions(options.hellaswag_file, options.hellaswag_most)
     text = fingerprint(tokens)
-    held_out = torch.from_numpy(tokens.held_out.astype("int64"))
-    batches = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
+    held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
+    stream = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
+    batches = Ahead(stream, pin=device.type == "cuda")
     model = first_model(options, saved) if ranks.is_main else None
     config = ranks.from_main(lambda: model.config)
     if options.shard:
@@ -154,7 +146,7 @@ def train(options: Options, ranks: Ranks) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if options.bench:
         gradient = lambda n: mean_gradient(module, batches, n, scaler, dtype, ranks)  # noqa: E731
-        return bench(options, model, ranks, flops, gradient)
+        return bench(options, model, ranks, flops, gradient, batches)
 
     peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
     seed_everything(options.seed + ranks.rank)
@@ -170,15 +162,19 @@ def train(options: Options, ranks: Ranks) -> None:
 
     def report(step: int) -> None:
         """The held-out loss, over the same tokens on any number of ranks, and a sample."""
+        share = {"rank": ranks.rank, "world_size": ranks.world_size, "sum_over_ranks": ranks.sum}
         with autocast(device, dtype):
-            after = evaluate(model, held_out, T, B, ranks.rank, ranks.world_size, ranks.sum)
+            after = evaluate(model, held_out, T, B, **share)
+            scores = (
+                ask_both_ways(model, questions, batch_size=B, **share) if questions else ("",) * 2
+            )
             ids = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
             sample = generate(model, ids, SAMPLE_TOKENS, 0.8, top_k=50, seed=options.seed)[0]
-        log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte)
+        log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte,
+                     hellaswag_by_character=scores[0], hellaswag_by_token=scores[1])  # fmt: skip
         print(f"step {step:>4}  held out: loss {after.loss:.4f}, perplexity "
               f"{after.perplexity:,.1f}, {after.bits_per_byte:.4f} bits per byte")  # fmt: skip
-        for line in gpt2_tokenizer().decode(sample.tolist()).splitlines():
-            print(fill(line, 79, initial_indent="  | ", subsequent_indent="  | ") or "  |")
+        print(quoted(gpt2_tokenizer().decode(sample.tolist())))
         log.draw()
 
     epochs = options.steps * options.total_batch_tokens / len(tokens.train)

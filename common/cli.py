@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from textwrap import fill
 
+import torch
 import tyro
 
 from common.model import ConfigError
@@ -41,6 +42,12 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         if os.environ.get("RANK", "0") != "0":  # rank 0 most often says the same, and torchrun
             time.sleep(5)  # then ends this one, unheard
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:  # a GPU's full memory has a class of its own, a CPU's words only
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        hint = "give a smaller --batch-size, --block-size or --model"
+        print(f"error: the memory is full: {hint}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
@@ -84,3 +91,17 @@ def parse(options_class: type, argv: Sequence[str]):
         words = " ".join(box.split("For full helptext")[0].split())
         words = re.sub(r"^(Unrecognized options|Parsing error|Value error) ", "", words)
         raise UserError(f"{words} (--help lists the options)") from None
+
+
+def duration(seconds: float) -> str:
+    """About how long, in the unit that one would say."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def quoted(text: str) -> str:
+    """A sample as lines that fit 80 columns, each with a mark."""
+    mark = {"initial_indent": "  | ", "subsequent_indent": "  | "}
+    return "\n".join(fill(line, 79, **mark) or "  |" for line in text.splitlines())

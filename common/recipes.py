@@ -24,7 +24,7 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 
 # Model, T, B for one GPU of 80 GB, tokens in a batch, learning rate: GPT-3 paper, table 2.1.
 RECIPES = {
-    "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600),
+    "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600, eval_tokens=2**14),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
     "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
@@ -37,7 +37,7 @@ RECIPES = {
 # What a recipe leaves open.
 DEFAULTS = {
     "data": "tinyshakespeare", "dropout": 0.0, "weight_decay": 0.1, "clip": 1.0, "seed": 1337,
-    "eval_every": 100, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
+    "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
 }  # fmt: skip
 ATTENTION = {"formula": causal_attention, "flash": flash_attention}
 # A run that goes on keeps these: another value would be another run.
@@ -45,7 +45,10 @@ FIXED = ("recipe", "model", "init_from", "block_size", "total_batch_tokens", "dr
 # In place of a recipe's, when weights are there already.
 FINE_TUNING = {"model": None, "lr": 3e-5}
 # What belongs to the command and not to the run.
-OF_THIS_COMMAND = ("stop_at", "out", "resume", "bench", "shard", "tensorboard", "device")
+OF_THIS_COMMAND = (
+    "stop_at", "out", "resume", "bench", "shard", "tensorboard", "device", "eval_hellaswag",
+    "hellaswag_file", "hellaswag_most",
+)  # fmt: skip
 
 
 def run_config(options) -> dict:
@@ -101,7 +104,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         raise UserError("--init-from brings its own model: leave --model out")
     options = replace(options, **(base | given))
     check_positive(options, "batch_size", "block_size", "total_batch_tokens", "steps", "stop_at",
-                   "eval_every", "checkpoint_every", "keep")  # fmt: skip
+                   "eval_every", "eval_tokens", "hellaswag_most", "checkpoint_every",
+                   "keep")  # fmt: skip
     check_lr_and_seed(options)
     if not options.clip > 0:
         raise UserError(f"--clip is {options.clip}: give more than 0")

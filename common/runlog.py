@@ -148,14 +148,6 @@ def _is_row(row: dict, before: int) -> bool:
     return numbers.get("step", before) < before and ("loss" in numbers or "held_out" in numbers)
 
 
-def duration(seconds: float) -> str:
-    """About how long, in the unit that one would say."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
     """A line for each training curve {title: [(step, loss), …]}, dots for its held-out losses; a
     smaller picture for each of the panels {title: [(step, value), …]}."""
@@ -184,7 +176,7 @@ def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
     for panel in (axes, *others):
         panel.grid(alpha=0.3, which="both")
     panel.set(xlabel="step")
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     save_picture(figure, path)
 
 

@@ -81,6 +81,17 @@ def why_not_compile(device: torch.device) -> str | None:
     return None
 
 
+class Loss(nn.Module):
+    """A model's loss alone: the logits need not leave a compiled step."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y):
+        return self.model(x, y)[1]
+
+
 def compiled(work):
     """torch.compile of a module or function. On a CPU it is told to make tanh of one exp, as
     2·sigmoid(2x) − 1: GELU is mostly tanh, and a bf16 step takes 2 % less time for it."""

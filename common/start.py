@@ -11,7 +11,7 @@ import torch
 
 from common import checkpoint
 from common.cli import UserError
-from common.data import Batches, Tokens
+from common.data import Tokens
 from common.device import seed_everything
 from common.disk import check_room, write_json
 from common.distributed import Ranks
@@ -21,6 +21,7 @@ from common.pretrained import HubUnreachable, from_hugging_face
 from common.recipes import ATTENTION, run_config
 from common.runlog import run_folder
 from common.speed import pad_vocab
+from common.tokenfiles import Ahead
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, with AdamW's two moments or not
 
@@ -97,11 +98,11 @@ def fingerprint(tokens: Tokens) -> str:
 
 
 def go_on(
-    saved: dict, text: str, model: GPT, optimizer, scaler, batches: Batches, ranks: Ranks
+    saved: dict, text: str, model: GPT, optimizer, scaler, batches: Ahead, ranks: Ranks
 ) -> dict:
     """Put back what checkpoint.save kept; returns its state. Raises UserError if text, the
     fingerprint, is another one."""
-    state, seed = saved["state"], batches.seed
+    state, seed = saved["state"], saved["config"]["seed"]
     if state["text"] != text:
         raise UserError(f"the run began with a text of {state['text']}, and --data now has {text}: "
                         "give the one that it began with")  # fmt: skip

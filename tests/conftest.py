@@ -29,6 +29,13 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def quick_peak(monkeypatch):
+    """Scripts within this process do not measure the device's peak: it takes a second."""
+    for module in ("bench", "stepbench"):
+        monkeypatch.setattr(f"common.{module}.matmul_peak", lambda device, dtype: 1e11)
+
+
 def load_script(stage: int):
     """A numbered script as a module."""
     spec = importlib.util.spec_from_file_location(f"stage_{stage}", SCRIPTS[stage])

@@ -210,6 +210,29 @@ def test_evaluation_by_hand(n):
     assert result.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / n_bytes, rel=1e-5)
 
 
+@pytest.mark.parametrize("n, stride", [(2, 5), (17, 5), (18, 5), (40, 7), (40, 1), (40, 16)])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_sliding_window_by_hand(n, stride, batch_size):
+    """Each token is predicted from the first window of 16 that reaches it, as Hugging Face's guide
+    to the perplexity of fixed-length models has it."""
+    model = convert(reference_model())
+    ids = torch.tensor(gpt2_tokenizer().encode_ordinary("Far out at sea it rained. " * 20)[:n])
+    total, reached = 0.0, 0  # the last place predicted
+    for begin in range(0, n, stride):
+        end = min(begin + 16, n - 1)
+        with torch.no_grad():
+            losses = F.cross_entropy(
+                model(ids[None, begin:end])[0][0], ids[begin + 1 : end + 1], reduction="none"
+            )
+        total += losses[reached - begin :].sum().item()
+        reached = end
+        if end == n - 1:
+            break
+    result = evaluate(model, ids, 16, batch_size, stride)
+    assert result.tokens == n - 1
+    assert result.loss == pytest.approx(total / (n - 1), rel=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_drops_nothing_and_leaves_the_mode(training):
     model = GPT(GPTConfig(1, 1, 8, 8, 50257, dropout=0.5)).train(training)

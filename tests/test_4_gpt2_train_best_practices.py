@@ -156,4 +156,4 @@ def test_bad_input(refused, text_file):
     data = ("--data", str(text_file))
     refused("--steps is 0", 4, *data, "--steps", "0")
     refused("fewer than a batch", 4, *data, "--batch-size", "4000")
-    refused("more than the 1024", 4, *data, "--block-size", "1025")
+    refused("reads 1024 tokens", 4, *data, "--block-size", "1025")

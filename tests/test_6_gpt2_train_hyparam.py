@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2LMHeadModel
 
 from common import checkpoint
-from common.cli import UserError
+from common.cli import UserError, duration
 from common.data import Batches, load_tokens
 from common.disk import check_room
 from common.distributed import Ranks
@@ -32,8 +32,8 @@ from common.init import init_weights, tie_weights
 from common.model import GPT, PRESETS, GPTConfig
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
 from common.recipes import RECIPES
-from common.runlog import RunLog, duration
-from common.speed import pad_vocab
+from common.runlog import RunLog
+from common.speed import Loss, pad_vocab
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=500)
 CPU = torch.device("cpu")
@@ -46,11 +46,7 @@ SMALL = (
 LOGGED = ("step", "loss", "lr", "norm", "held_out", "bits_per_byte")
 
 
-@pytest.fixture(autouse=True)
-def peak(monkeypatch):
-    """Scripts within this process do not measure the device's peak: it takes a second."""
-    for module in ("bench", "stepbench"):
-        monkeypatch.setattr(f"common.{module}.matmul_peak", lambda device, dtype: 1e11)
+pytestmark = pytest.mark.usefixtures("quick_peak")
 
 
 def small_model():
@@ -166,7 +162,7 @@ def test_the_accumulated_gradient_is_that_of_the_big_batch():
     def gradient(B, n_micro):
         model = small_model()
         batches = Batches(ids, B, 16)
-        total = script.mean_gradient(script.Loss(model), batches, n_micro, off, None, Ranks(CPU))
+        total = script.mean_gradient(Loss(model), batches, n_micro, off, None, Ranks(CPU))
         return total.item() / n_micro, {n: p.grad for n, p in model.named_parameters()}
 
     loss, big = gradient(8, 1)
@@ -304,7 +300,7 @@ def test_gradients_are_exchanged_on_the_last_micro_step_alone():
     script, model = load_script(6), small_model()
     off = torch.amp.GradScaler(enabled=False)
     batches = Batches(np.arange(2000) % 500, 2, 16)
-    script.mean_gradient(script.Loss(model), batches, 3, off, None, Seen(CPU))
+    script.mean_gradient(Loss(model), batches, 3, off, None, Seen(CPU))
     assert seen == [False, False, True]
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -560,7 +556,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 import resource, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
-from common.cli import UserError
+from common.cli import UserError, duration
 from test_6_gpt2_train_hyparam import write
 write(Path("c"), 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -766,7 +762,8 @@ def test_bad_input(refused, text_file, monkeypatch, tmp_path):
     refused("--learning-rate", 6, *data, "--recipe", "wrong.toml")
     wrong = {
         "steps = 2.5": "--steps", "attention = 'foo'": "--attention",
-        "batch_size = true": "--batch", "compile = true": "--compile", "dtype = 'int8'": "--dtype", "lr = 'x'": "--lr",
+        "batch_size = true": "--batch", "compile = true": "--compile",
+        "dtype = 'int8'": "--dtype", "lr = 'x'": "--lr",
         "out = 'x'": "wrong.toml has out", "lr = -1": "--lr is -1",
     }  # fmt: skip
     for line, words in wrong.items():
