@@ -37,9 +37,7 @@ from common.distributed import Ranks, StopSignal, all_ranks
 from common.evals import evaluate
 from common.generate import generate
 from common.hellaswag import ask_both_ways, read_questions
-from common.init import tie_weights
-from common.model import GPT
-from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
+from common.optim import adamw, clip_gradients, learning_rate, parameter_groups, print_groups
 from common.recipes import resolve, run_config
 from common.runlog import RunLog
 from common.speed import Loss, autocast, compiled
@@ -131,18 +129,14 @@ def train(options: Options, ranks: Ranks) -> None:
     held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
     stream = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
     batches = Ahead(stream, pin=device.type == "cuda")
-    model = first_model(options, saved) if ranks.is_main else None
-    config = ranks.from_main(lambda: model.config)
-    if options.shard:
-        model = ranks.shard(config, model and dict(model.named_parameters()))
-    model = (model or tie_weights(GPT(config))).to(device).train()
+    model = first_model(options, saved, ranks).train()
     module = Loss(model)
     if options.compile == "yes":
         module = compiled(module)  # model stays eager: for evaluation and samples
     if not options.shard:
         module = ranks.replicate(module)
     checkpoint.repeat_exactly(device)
-    flops = replace(config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # padding is no work
+    flops = replace(model.config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # padding is no work
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     if options.bench:
         gradient = lambda n: mean_gradient(module, batches, n, scaler, dtype, ranks)  # noqa: E731
@@ -152,6 +146,7 @@ def train(options: Options, ranks: Ranks) -> None:
     seed_everything(options.seed + ranks.rank)
 
     optimizer = adamw(parameter_groups(model, options.weight_decay), options.lr)
+    print_groups(optimizer)
     state = {"step": 0, "skipped": 0, "in_a_row": 0}
     if saved and "state" in saved:
         state = go_on(saved, text, model, optimizer, scaler, batches, ranks)

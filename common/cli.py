@@ -43,8 +43,8 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
             time.sleep(5)  # then ends this one, unheard
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except RuntimeError as error:  # a GPU's full memory has a class of its own, a CPU's words only
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         hint = "give a smaller --batch-size, --block-size or --model"
         print(f"error: the memory is full: {hint}", file=sys.stderr)
@@ -57,21 +57,33 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         raise SystemExit(141) from None
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's full memory has a class of its own, a CPU's only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def check_positive(options, *names: str) -> None:
     """Raises UserError if one of the named options, where the script has it, is below 1."""
     for name in names:
-        value = getattr(options, name, None)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+        for value in _values(options, name):
+            if value < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
 
 
 def check_lr_and_seed(options) -> None:
     """Raises UserError for a learning rate or a seed, where the script has it, of no use."""
-    lr, seed = getattr(options, "lr", None), getattr(options, "seed", None)
-    if lr is not None and not 0 < lr < float("inf"):
-        raise UserError(f"--lr is {lr}: give more than 0")
-    if seed is not None and not 0 <= seed < 2**63:
-        raise UserError(f"--seed is {seed}: give 0 to {2**63 - 1}")
+    for lr in _values(options, "lr"):
+        if not 0 < lr < float("inf"):
+            raise UserError(f"--lr is {lr}: give more than 0")
+    for seed in _values(options, "seed"):
+        if not 0 <= seed < 2**63:
+            raise UserError(f"--seed is {seed}: give 0 to {2**63 - 1}")
+
+
+def _values(options, name: str) -> tuple:
+    """An option's values: none, one, or those of a list."""
+    value = getattr(options, name, None)
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def parse(options_class: type, argv: Sequence[str]):

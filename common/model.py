@@ -5,6 +5,7 @@ State-dict names are Hugging Face's. Shapes: B rows, T tokens, C = n_embd, nh he
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -72,11 +73,13 @@ PRESETS = {
 
 
 def preset(name: str, T: int = 1, **changes) -> GPTConfig:
-    """PRESETS[name] with some fields changed. Raises ConfigError for a name it does not hold, and
-    for rows of T tokens where it reads fewer."""
-    if name not in PRESETS:
-        raise ConfigError(f"no preset is called '{name}': take one of {', '.join(PRESETS)}")
-    config = replace(PRESETS[name], **changes)
+    """PRESETS[name] with some fields changed; or a model of one's own, as 4x2x128: layers, heads,
+    width. Raises ConfigError for another name, and for rows of T tokens where it reads fewer."""
+    own = re.fullmatch(r"(\d+)x(\d+)x(\d+)", name)
+    if not own and name not in PRESETS:
+        names = ", ".join(PRESETS)
+        raise ConfigError(f"no preset is called '{name}': take one of {names}, or as 4x2x128")
+    config = replace(GPTConfig(*map(int, own.groups())) if own else PRESETS[name], **changes)
     if T > config.block_size:
         hint = "give a smaller --block-size, or another --model"
         raise ConfigError(f"{name} reads {config.block_size} tokens, not {T}: {hint}")

@@ -14,16 +14,19 @@ from torch.distributed.tensor import DTensor
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups for an optimizer: matrices and embeddings decay; biases and LayerNorms, which
-    scale and shift, do not. A tied matrix is in once. Prints how many are in each."""
+    scale and shift, do not. A tied matrix is in once."""
     parameters = list(model.parameters())
-    groups = [
+    return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    for group in groups:
+
+
+def print_groups(optimizer: torch.optim.Optimizer) -> None:
+    """How many tensors and weights decay, and how many do not."""
+    for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         print(f"weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, {count:,}")
-    return groups
 
 
 def adamw(groups: list[dict], lr: float, form: str = "fused") -> torch.optim.AdamW:

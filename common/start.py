@@ -48,7 +48,17 @@ def open_run(options) -> dict | None:
         raise UserError(f"{folder}/config.json is damaged: start another run") from None
 
 
-def first_model(options, saved: dict | None) -> GPT:
+def first_model(options, saved: dict | None, ranks: Ranks) -> GPT:
+    """The model on every rank, whole or, with --shard, a slice of it: rank 0's everywhere, once it
+    is replicated or a checkpoint restored."""
+    model = _model_of_rank_0(options, saved) if ranks.is_main else None
+    config = ranks.from_main(lambda: model.config)
+    if options.shard:
+        return ranks.shard(config, model and dict(model.named_parameters()))
+    return (model or tie_weights(GPT(config))).to(ranks.device)
+
+
+def _model_of_rank_0(options, saved: dict | None) -> GPT:
     """The model that the options describe, tied and padded, as it is at step 0: drawn anew, or
     pretrained. Of a run that goes on, only the shape counts: its weights are in the checkpoint."""
     how = {"attention": ATTENTION[options.attention], "dropout": options.dropout}

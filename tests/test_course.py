@@ -16,6 +16,7 @@ HOUSE = {
     "bench": (5, 2), "optim": (6, 2), "disk": (6, 2), "distributed": (6, 2), "checkpoint": (6, 2),
     "recipes": (6, 2), "start": (6, 2), "stepbench": (6, 2), "documents": (6, 2),
     "tokenfiles": (6, 2), "shardwriter": (6, 2), "shards": (6, 2),
+    "phases": (7, 2), "search": (7, 2), "searchplots": (7, 2),
 }  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def test_options_have_one_name_everywhere():
             "clip", "dropout", "dtype", "attention", "compile", "eval_every", "eval_tokens",
             "eval_hellaswag", "hellaswag_file", "hellaswag_most", "checkpoint_every", "keep",
             "prompt", "resume", "bench", "shard", "tensorboard"},
+        7: {"phases", "sampler", "space", "n_embd", "n_layer", "n_head", "eval_tokens"},
     }  # fmt: skip
     for stage, path in SCRIPTS.items():
         source = path.read_text()

@@ -1,0 +1,226 @@
+"""Stage 7: which hyper-parameters matter, found in phases and drawn.
+
+New here: common/phases.py and common/search.py (who trains what, when) and common/searchplots.py
+(what was found, drawn). The loop is stage 6's without its comforts: it trains one setting for the
+steps that a phase adds.
+
+    python 7_gpt2_search_hyparam.py                          # two CPU cores: under 10 minutes
+    python 7_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe --data my_own.txt
+    python 6_gpt2_train_hyparam.py --recipe runs/7_search/best.toml --steps 2000
+
+As in liteGPT's study, many settings are trained for a few steps, the best of them go on for more,
+and the best of those for more again. You will see each setting with its held-out loss, the best so
+far and the time left; then the table of the best, and pictures: curves.png, importance.png and
+front.png. A learning rate of 1e-5 learns next to nothing in so few steps, and one of 1e-1 loses
+too. Interrupted, the same command goes on; started twice, the two share the work (one a GPU:
+--device cuda:1).
+"""
+
+import json
+import math
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from common import checkpoint
+from common.cli import UserError, check_positive, duration, is_out_of_memory, parse, run
+from common.data import Batches
+from common.device import pick_device, seed_everything
+from common.disk import write_json
+from common.distributed import Ranks, StopSignal
+from common.evals import evaluate
+from common.init import init_weights, tie_weights
+from common.model import GPT, preset
+from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
+from common.phases import read_phases, steps_in_all
+from common.runlog import run_folder
+from common.search import Claim, Search
+from common.searchplots import report, say
+from common.speed import autocast, autocast_dtype, pad_vocab
+from common.start import fingerprint
+from common.tokenfiles import open_tokens
+
+SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
+WARMUP_STEPS = 10
+LOOKS = 4  # evaluations a phase
+
+
+@dataclass
+class Options:
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of those or of shards
+    phases: str = "24x40,8x160,3x480"  # settings x steps, each phase's best go on in the next
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # Optuna's, for the first phase
+    space: str | None = None  # a TOML file with lists for the names below
+    lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    batch_size: tuple[int, ...] = (4, 8, 16)  # B, rows in a batch
+    block_size: tuple[int, ...] = (32, 64, 128)  # T, tokens in a row
+    n_embd: tuple[int, ...] = (64, 128, 192)  # C, the width
+    n_layer: tuple[int, ...] = (1, 2, 4)
+    n_head: tuple[int, ...] = ()  # none: width / 64, as in GPT-2
+    eval_tokens: int = 4096  # held-out tokens
+    seed: int = 1337
+    out: str = "runs/7_search"  # the search's folder
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
+
+
+class Diverged(Exception):
+    """A loss that is no number."""
+
+
+def read_space(options: Options) -> dict[str, tuple]:
+    """The values of each hyper-parameter, by name. Raises UserError for what no model can have."""
+    given = {}
+    if options.space:
+        try:
+            found = tomllib.loads(Path(options.space).read_text())
+            values = [(f"--{name.replace('_', '-')}", *map(str, v)) for name, v in found.items()]
+            given = asdict(parse(Options, [word for words in values for word in words]))
+            given = {name: given[name] for name in found}
+        except (OSError, ValueError, TypeError, UserError) as error:
+            raise UserError(f"--space {options.space} is no space: {error}") from None
+    space = {name: given.get(name, getattr(options, name)) for name in SPACE}
+    check_positive(options, *SPACE[1:])
+    space = {name: tuple(dict.fromkeys(values)) for name, values in space.items() if values}
+    for width in space["n_embd"]:
+        for heads in space.get("n_head", (width / 64,)):
+            if heads != int(heads) or width % heads:
+                raise UserError(f"a width of {width} and {heads:g} heads: give --n-embd in "
+                                "multiples of 64, or --n-head that divide it")  # fmt: skip
+    return space
+
+
+def open_search(options: Options, text: str) -> Search:
+    """The search in --out, new or begun with the same options. Raises UserError for another."""
+    phases, space = read_phases(options.phases), read_space(options)
+    size = math.prod(map(len, space.values()))
+    if size < phases[0].settings:
+        raise UserError(f"--phases wants {phases[0].settings} settings, and the space has {size}: "
+                        "widen it, or ask for fewer")  # fmt: skip
+    made_from = {"phases": options.phases, "sampler": options.sampler, "space": space,
+                 "eval_tokens": options.eval_tokens, "seed": options.seed,
+                 "text": text}  # fmt: skip
+    made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
+    file = Path(options.out).expanduser() / "search.json"
+    if file.exists():
+        for name, value in json.loads(file.read_text()).items():
+            if made_from[name] != value:
+                raise UserError(f"the search in {options.out} has {name} {value}, not "
+                                f"{made_from[name]}: give that, or another --out")  # fmt: skip
+    elif any(not path.name.startswith(".") for path in run_folder(options.out).iterdir()):
+        raise UserError(f"{options.out} holds something else: give another --out")
+    else:
+        write_json(file, made_from)
+    return Search(file.parent, phases, space, options.sampler, options.seed)
+
+
+def build(values: dict, seed: int) -> GPT:
+    heads = values.get("n_head", values["n_embd"] // 64)
+    name = f"{values['n_layer']}x{heads}x{values['n_embd']}"
+    config = preset(name, block_size=values["block_size"])
+    return pad_vocab(init_weights(tie_weights(GPT(config)), seed))
+
+
+def train(claim: Claim, until: int, tokens, options: Options, device, stop, look) -> dict:
+    """Train a setting from its checkpoint, or from the start, up to a step; look(step, loss) at its
+    held-out loss now and then. Returns its state, kept beside its weights: step, seconds, and a
+    curve of (step, seconds, held-out loss). Raises Diverged; KeyboardInterrupt if asked to stop."""
+    values, folder, ranks = claim.values, claim.folder / "checkpoints", Ranks(device)
+    seed_everything(options.seed)
+    model = build(values, options.seed).to(device).train()
+    optimizer = adamw(parameter_groups(model, weight_decay=0.1), values["lr"])
+    T = values["block_size"]
+    batches = Batches(tokens.train, values["batch_size"], T, options.seed)
+    held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
+    dtype = autocast_dtype(device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+    state = {"step": 0, "seconds": 0.0, "curve": [], "data": batches.state(), "scaler": {}}
+    path = checkpoint.newest(folder)
+    if path:
+        state = checkpoint.read(path)["state"]
+        checkpoint.restore(path, model, optimizer, ranks)
+        batches.restore(state["data"])
+        if state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+    every = max(1, (until - state["step"]) // LOOKS)
+    while state["step"] < until and not stop.asked:
+        began = time.perf_counter()
+        for group in optimizer.param_groups:  # constant after warm-up: how long it lives is open
+            group["lr"] = learning_rate(state["step"], values["lr"], WARMUP_STEPS, until, floor=1)
+        x, y = (ids.to(device) for ids in next(batches))
+        with autocast(device, dtype):
+            loss = model(x, y)[1]
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        clip_gradients(model, 1.0)
+        if not math.isfinite(loss.item()):
+            raise Diverged(f"loss {loss.item()} at step {state['step']}")
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        state["step"] += 1
+        state["seconds"] += time.perf_counter() - began
+        if (until - state["step"]) % every == 0:
+            with autocast(device, dtype):
+                after = evaluate(model, held_out, T).loss
+            if not math.isfinite(after):
+                raise Diverged(f"held-out loss {after} at step {state['step']}")
+            state["curve"].append((state["step"], state["seconds"], after))
+            look(state["step"], after)
+    state |= {"data": batches.state(), "scaler": scaler.state_dict()}
+    texts = {"state": state, "config": values, "model": {}}
+    checkpoint.write(folder, state["step"], checkpoint.collect(model, optimizer, ranks), texts, 1)
+    if stop.asked:
+        raise KeyboardInterrupt
+    return state
+
+
+def main(options: Options) -> None:
+    read_phases(options.phases), read_space(options)  # complain before any work
+    device = pick_device(options.device)
+    checkpoint.repeat_exactly(device)
+    tokens = open_tokens(options.data)
+    search = open_search(options, fingerprint(tokens))
+    total, done, began = steps_in_all(search.phases), 0, time.perf_counter()
+    print(f"{total:,} steps in {len(search.phases)} phases: {options.phases}")
+    with StopSignal() as stop:
+        while not search.finished:
+            claim = search.claim()
+            if claim is None:
+                time.sleep(2)  # the rest of this phase is in other hands
+                continue
+            until = search.phases[claim.phase].steps
+            before = search.phases[claim.phase - 1].steps if claim.phase else 0
+            print(f"setting {claim.number}: {say(claim.values)}")
+
+            def look(step: int, loss: float, claim=claim, done=done, before=before) -> None:
+                rate = (time.perf_counter() - began) / (done + step - before)  # seconds a step
+                left = duration(rate * (total - search.steps_done() - step + before))
+                best = min(loss, search.best())
+                print(f"phase {claim.phase + 1}/{len(search.phases)}  setting {claim.number:>3}  "
+                      f"step {step:>5}  loss {loss:.4f}  best {best:.4f}  {left} left")  # fmt: skip
+
+            try:
+                state = train(claim, until, tokens, options, device, stop, look)
+            except (Diverged, RuntimeError) as error:
+                if not isinstance(error, Diverged) and not is_out_of_memory(error):
+                    raise
+                reason = str(error) if isinstance(error, Diverged) else "the memory is full"
+                print(f"setting {claim.number} failed: {reason}")
+                search.tell(claim, None, reason=reason)
+            else:
+                loss, curve = state["curve"][-1][2], state["curve"]
+                search.tell(claim, loss, seconds=state["seconds"], curve=curve)
+            done += until - before
+    report(search)
+
+
+if __name__ == "__main__":
+    run(main, Options)
+
+# To try:
+#   python 7_gpt2_search_hyparam.py --data plays --n-embd 128 --out runs/7_plays
+#   python 7_gpt2_search_hyparam.py --lr 1e-3 3e-3 --phases 12x100,3x400 --out runs/7_narrow

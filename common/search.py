@@ -1,0 +1,183 @@
+"""A search in phases: many settings are trained for a few steps, the best of them for more, and so
+on. A setting that goes on keeps its checkpoint: no step is trained twice.
+
+Optuna keeps the settings and what came of them in study.db, a study a phase, and chooses the first
+ones. Several processes may work on one folder: what is whose is settled under a lock, and a setting
+whose process has died is free again.
+"""
+
+import fcntl
+import itertools
+import math
+import shutil
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from common.cli import UserError
+from common.phases import Phase
+
+TRIES = 20  # draws of a sampler that may repeat itself; then the next of the grid is taken
+
+
+@dataclass
+class Claim:
+    """A setting that this process trains, up to the end of a phase."""
+
+    phase: int  # counted from 0
+    trial: Trial
+    number: int  # of the setting, counted from 0
+    values: dict  # its hyper-parameters, by name
+    folder: Path
+    lock: TextIO
+
+
+def _lock(path: Path, wait: bool) -> TextIO | None:
+    """An exclusive lock, which ends with the file or the process; None if another has it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+class Search:
+    """The state of a search, in a folder that processes share."""
+
+    def __init__(self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str,
+                 seed: int):  # fmt: skip
+        """Space: the values of each hyper-parameter; sampler: grid, random or tpe."""
+        self.folder, self.phases, self.space = folder, phases, space
+        self.distributions = {
+            name: optuna.distributions.CategoricalDistribution(values)
+            for name, values in space.items()
+        }
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        samplers = {
+            "grid": lambda: optuna.samplers.GridSampler(space, seed),
+            "random": lambda: optuna.samplers.RandomSampler(seed),
+            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+        }
+        with self._alone(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = f"sqlite:///{folder / 'study.db'}"
+            self.studies = [
+                optuna.create_study(
+                    study_name=f"phase {k + 1}", storage=storage, load_if_exists=True,
+                    sampler=samplers["random" if k else sampler](),
+                )
+                for k in range(len(phases))
+            ]  # fmt: skip
+
+    @contextmanager
+    def _alone(self):
+        lock = _lock(self.folder / ".lock", wait=True)
+        yield
+        lock.close()
+
+    def claim(self) -> Claim | None:
+        """The next setting to train; None if all that is left is in other hands, or nothing is: see
+        `finished`. Raises UserError if every setting of a phase has failed."""
+        with self._alone():
+            for k in range(len(self.phases)):
+                if k and not self.trials(k):
+                    self._promote(k)
+                trials = self.trials(k)
+                for trial in trials:  # in other hands, or left by a process that died
+                    if trial.state == TrialState.RUNNING:
+                        found = self._take(k, Trial(self.studies[k], trial._trial_id))
+                        if found:
+                            return found
+                if k == 0 and len(trials) < self.phases[0].settings:
+                    return self._take(k, self._draw())
+                if any(trial.state == TrialState.WAITING for trial in trials):
+                    return self._take(k, self.studies[k].ask(self.distributions))
+                if any(trial.state == TrialState.RUNNING for trial in trials):
+                    return None
+        return None
+
+    @property
+    def finished(self) -> bool:
+        last = self.trials(len(self.phases) - 1)
+        return bool(last) and all(trial.state.is_finished() for trial in last)
+
+    def trials(self, k: int) -> list[FrozenTrial]:
+        """The settings of a phase, without draws that repeated others."""
+        trials = self.studies[k].get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != TrialState.PRUNED]
+
+    def complete(self, k: int) -> list[FrozenTrial]:
+        """A phase's settings that came to its end, best first."""
+        done = [trial for trial in self.trials(k) if trial.state == TrialState.COMPLETE]
+        return sorted(done, key=lambda trial: trial.value)
+
+    def steps_done(self) -> int:
+        """Of all settings that have come to the end of a phase, or failed in it."""
+        befores = [0, *(phase.steps for phase in self.phases)]
+        return sum(
+            sum(trial.state.is_finished() for trial in self.trials(k)) * (phase.steps - before)
+            for k, (phase, before) in enumerate(zip(self.phases, befores, strict=False))
+        )
+
+    def best(self) -> float:
+        """The lowest held-out loss so far; infinity before there is one."""
+        found = [trials[0].value for k in range(len(self.phases)) if (trials := self.complete(k))]
+        return min(found, default=math.inf)
+
+    def number(self, k: int, trial: FrozenTrial | Trial) -> int:
+        """Of the setting: its place in the first phase."""
+        if k:
+            return trial.user_attrs["setting"]
+        return [other.number for other in self.trials(0)].index(trial.number)
+
+    def tell(self, claim: Claim, loss: float | None, **facts) -> None:
+        """Note how a setting did, and give it free: its held-out loss, None if it failed."""
+        with self._alone():
+            for name, value in facts.items():
+                claim.trial.set_user_attr(name, value)
+            state = TrialState.FAIL if loss is None else TrialState.COMPLETE
+            self.studies[claim.phase].tell(claim.trial, loss, state)
+        claim.lock.close()
+
+    def _draw(self) -> Trial:
+        """A setting that was not there before, by the sampler if it finds one."""
+        seen = [trial.params for trial in self.trials(0)]
+        for _ in range(TRIES):
+            trial = self.studies[0].ask(self.distributions)
+            if trial.params not in seen:
+                return trial
+            self.studies[0].tell(trial, state=TrialState.PRUNED)
+        grid = itertools.product(*self.space.values())
+        settings = (dict(zip(self.space, values, strict=True)) for values in grid)
+        self.studies[0].enqueue_trial(next(setting for setting in settings if setting not in seen))
+        return self.studies[0].ask(self.distributions)
+
+    def _promote(self, k: int) -> None:
+        """Let the best of the phase before go on; the checkpoints of the others go."""
+        best, before = self.complete(k - 1)[: self.phases[k].settings], self.trials(k - 1)
+        if not best:
+            why = before[0].user_attrs["reason"]
+            raise UserError(f"every setting of phase {k} failed, the first so: {why}")
+        kept = [self.number(k - 1, trial) for trial in best]
+        for number, trial in zip(kept, best, strict=True):
+            self.studies[k].enqueue_trial(trial.params, {"setting": number})
+        for number in {self.number(k - 1, trial) for trial in before} - set(kept):
+            shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
+
+    def folder_of(self, number: int) -> Path:
+        return self.folder / "settings" / f"{number:04d}"
+
+    def _take(self, k: int, trial: Trial) -> Claim | None:
+        """This process's claim on a setting; None if another process has it."""
+        number = self.number(k, trial)
+        folder = self.folder_of(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder / ".lock", wait=False)
+        return lock and Claim(k, trial, number, trial.params, folder, lock)

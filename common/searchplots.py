@@ -1,0 +1,145 @@
+"""What a search found, drawn: curves by hyper-parameter, importances, loss against time."""
+
+import warnings
+from pathlib import Path
+from statistics import fmean, pstdev
+
+import optuna
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+
+from common.cli import UserError
+from common.runlog import save_picture
+from common.search import Search
+
+
+def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) -> None:
+    """A column for each hyper-parameter that varies: held-out loss against steps, and below against
+    seconds, a line a setting, coloured by its value."""
+    names = [name for name, values in space.items() if len(values) > 1]
+    figure = Figure(figsize=(3 * len(names) + 1, 7), layout="constrained")
+    rows = figure.subplots(2, len(names), squeeze=False, sharey=True)
+    for column, name in enumerate(names):
+        values = sorted(space[name])
+        colors = dict(zip(values, colormaps["viridis"].resampled(len(values)).colors, strict=True))
+        for trial in trials:
+            steps, seconds, losses = zip(*trial.user_attrs["curve"], strict=True)
+            value = trial.params[name]
+            for row, x in enumerate((steps, seconds)):
+                rows[row][column].plot(x, losses, ".-", color=colors[value], linewidth=1, alpha=0.8)
+        for value, color in colors.items():
+            rows[0][column].plot([], [], color=color, label=f"{value:g}")
+        rows[0][column].legend(title=name, fontsize=7, title_fontsize=8)
+        rows[0][column].set(xlabel="step", xscale="log")
+        rows[1][column].set(xlabel="seconds of training", xscale="log")
+    for row in rows:
+        row[0].set(ylabel="held-out loss")
+        for axes in row:
+            axes.grid(alpha=0.3)
+    save_picture(figure, path)
+
+
+def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, dict[str, float]]:
+    """Optuna's importances (PED-ANOVA, Watanabe et al., 2023) of each hyper-parameter, by what they
+    are for: the loss after the first phase; and the loss together with the time it took, each in
+    its standard deviations. Empty if there is too little to compare."""
+    losses = [trial.value for trial in trials]
+    times = [trial.user_attrs["seconds"] for trial in trials]
+    if len(trials) < 4 or not pstdev(losses) or not pstdev(times):
+        return {}
+
+    def both(trial: FrozenTrial) -> float:
+        loss = (trial.value - fmean(losses)) / pstdev(losses)
+        return loss + (trial.user_attrs["seconds"] - fmean(times)) / pstdev(times)
+
+    targets = {"loss": lambda trial: trial.value, "loss and time": both}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is for low values: it is
+        return {
+            name: optuna.importance.get_param_importances(study, target=target)
+            for name, target in targets.items()
+        }
+
+
+def draw_importances(path: Path, found: dict[str, dict[str, float]]) -> None:
+    """A pair of bars for each hyper-parameter, the most important for the loss on top."""
+    names = list(next(iter(found.values())))
+    figure = Figure(figsize=(7, 0.6 * len(names) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for k, (target, values) in enumerate(found.items()):
+        places = [n + 0.38 * k for n in range(len(names))]
+        bars = axes.barh(places, [values[name] for name in names], 0.36, label=target)
+        axes.bar_label(bars, [f" {values[name]:.0%}" for name in names])
+    axes.set_yticks([n + 0.19 for n in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel="share of importance")
+    axes.legend()
+    save_picture(figure, path)
+
+
+def front(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that no other beats in both loss and time, fastest first."""
+    best, found = float("inf"), []
+    for trial in sorted(trials, key=lambda t: (t.user_attrs["seconds"], t.value)):
+        if trial.value < best:
+            best = trial.value
+            found.append(trial)
+    return found
+
+
+def draw_front(path: Path, phases: dict[str, list[FrozenTrial]]) -> None:
+    """Held-out loss against seconds of training, a dot for each setting at the end of each phase
+    {title: trials}, and the line of those that none beats in both."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for title, trials in phases.items():
+        points = [(trial.user_attrs["seconds"], trial.value) for trial in trials]
+        axes.plot(*zip(*points, strict=True), "o", label=title)
+    edge = front([trial for trials in phases.values() for trial in trials])
+    points = [(trial.user_attrs["seconds"], trial.value) for trial in edge]
+    axes.plot(*zip(*points, strict=True), "k--", linewidth=1, label="none is better in both")
+    axes.set(xlabel="seconds of training", ylabel="held-out loss", xscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    save_picture(figure, path)
+
+
+def say(values: dict) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def report(search: Search) -> None:
+    """Print the table of the best, and leave the pictures and best.toml in the search's folder.
+    Raises UserError if no setting came to the end."""
+    phases = {f"{p.settings} settings, {p.steps} steps": search.complete(k)
+              for k, p in enumerate(search.phases)}  # fmt: skip
+    last, trials = search.complete(len(phases) - 1), {}
+    for k in range(len(phases)):  # a setting's longest curve
+        trials |= {search.number(k, trial): trial for trial in search.complete(k)}
+    if not last:
+        raise UserError(f"every setting of the last phase failed: see {search.folder}/study.db")
+    print(f"\n{'setting':>8}{'loss':>9}{'seconds':>9}  after {search.phases[-1].steps} steps")
+    for trial in last[:10]:
+        number, seconds = search.number(len(phases) - 1, trial), trial.user_attrs["seconds"]
+        print(f"{number:>8}{trial.value:>9.4f}{seconds:>9.1f}  {say(trial.params)}")
+    folder, best = search.folder, last[0]
+    draw_curves(folder / "curves.png", list(trials.values()), search.space)
+    draw_front(folder / "front.png", {title: found for title, found in phases.items() if found})
+    shares = importances(search.studies[0], search.complete(0))
+    if shares:
+        draw_importances(folder / "importance.png", shares)
+        for target, values in shares.items():
+            shown = ", ".join(f"{name} {value:.0%}" for name, value in values.items())
+            print(f"importance for {target}: {shown}")
+    p = best.params
+    lines = [
+        f"# held-out loss {best.value:.4f} after {search.phases[-1].steps} steps",
+        f'model = "{p["n_layer"]}x{p.get("n_head", p["n_embd"] // 64)}x{p["n_embd"]}"',
+        *(f"{name} = {p[name]}" for name in ("lr", "batch_size", "block_size")),
+        f"total_batch_tokens = {p['batch_size'] * p['block_size']}",
+        f"steps = {search.phases[-1].steps}",
+    ]
+    (folder / "best.toml").write_text("\n".join(lines) + "\n")
+    print(f"kept: {folder}/best.toml, for 6_gpt2_train_hyparam.py --recipe {folder}/best.toml")
