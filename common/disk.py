@@ -1,13 +1,16 @@
 """Files and folders that are whole or absent, whatever ends the process that writes them.
 
-Each is written under another name, forced to the disk, and renamed, which is atomic.
+Each is written under another name, forced to the disk, and renamed, which is atomic. And locks,
+for folders that two processes might write into.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TextIO
 
 from common.cli import UserError
 
@@ -21,6 +24,18 @@ def check_room(folder: Path, need: float, what: str) -> None:
     if need > free:
         raise UserError(f"{what} take about {need / 1e9:.1f} GB, and {folder} has room for "
                         f"{free / 1e9:.1f}: make room, or write elsewhere")  # fmt: skip
+
+
+def lock(path: Path, wait: bool = False) -> TextIO | None:
+    """An exclusive lock on a file, made for it, until that is closed or the process ends. None, if
+    not to wait, while another process has it."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def write_json(path: Path, value) -> None:

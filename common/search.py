@@ -6,7 +6,6 @@ ones. Several processes may work on one folder: what is whose is settled under a
 whose process has died is free again.
 """
 
-import fcntl
 import itertools
 import math
 import shutil
@@ -20,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from common.cli import UserError
+from common.disk import lock
 from common.phases import Phase
 
 TRIES = 20  # draws of a sampler that may repeat itself; then the next of the grid is taken
@@ -35,17 +35,6 @@ class Claim:
     values: dict  # its hyper-parameters, by name
     folder: Path
     lock: TextIO
-
-
-def _lock(path: Path, wait: bool) -> TextIO | None:
-    """An exclusive lock, which ends with the file or the process; None if another has it."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 class Search:
@@ -65,22 +54,26 @@ class Search:
             "random": lambda: optuna.samplers.RandomSampler(seed),
             "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         }
+        storage = f"sqlite:///{folder / 'study.db'}"
         with self._alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = f"sqlite:///{folder / 'study.db'}"
+            names = [f"phase {k + 1}" for k in range(len(phases))]
             self.studies = [
-                optuna.create_study(
-                    study_name=f"phase {k + 1}", storage=storage, load_if_exists=True,
-                    sampler=samplers["random" if k else sampler](),
-                )
-                for k in range(len(phases))
-            ]  # fmt: skip
+                optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+                for name in names
+            ]
+            # Draws alone: told of the last of its grid, the grid sampler would stop the program.
+            self.draws = optuna.load_study(
+                storage=storage, study_name=names[0], sampler=samplers[sampler]()
+            )
 
     @contextmanager
     def _alone(self):
-        lock = _lock(self.folder / ".lock", wait=True)
-        yield
-        lock.close()
+        held = lock(self.folder / ".lock", wait=True)
+        try:
+            yield
+        finally:
+            held.close()
 
     def claim(self) -> Claim | None:
         """The next setting to train; None if all that is left is in other hands, or nothing is: see
@@ -105,8 +98,9 @@ class Search:
 
     @property
     def finished(self) -> bool:
-        last = self.trials(len(self.phases) - 1)
-        return bool(last) and all(trial.state.is_finished() for trial in last)
+        k = len(self.phases) - 1
+        last, drawn = self.trials(k), k > 0 or len(self.trials(0)) >= self.phases[0].settings
+        return drawn and bool(last) and all(trial.state.is_finished() for trial in last)
 
     def trials(self, k: int) -> list[FrozenTrial]:
         """The settings of a phase, without draws that repeated others."""
@@ -150,9 +144,9 @@ class Search:
         """A setting that was not there before, by the sampler if it finds one."""
         seen = [trial.params for trial in self.trials(0)]
         for _ in range(TRIES):
-            trial = self.studies[0].ask(self.distributions)
+            trial = self.draws.ask(self.distributions)
             if trial.params not in seen:
-                return trial
+                return Trial(self.studies[0], trial._trial_id)
             self.studies[0].tell(trial, state=TrialState.PRUNED)
         grid = itertools.product(*self.space.values())
         settings = (dict(zip(self.space, values, strict=True)) for values in grid)
@@ -179,5 +173,5 @@ class Search:
         number = self.number(k, trial)
         folder = self.folder_of(number)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder / ".lock", wait=False)
-        return lock and Claim(k, trial, number, trial.params, folder, lock)
+        held = lock(folder / ".lock")
+        return held and Claim(k, trial, number, trial.params, folder, held)

@@ -17,7 +17,7 @@ from common.search import Search
 def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) -> None:
     """A column for each hyper-parameter that varies: held-out loss against steps, and below against
     seconds, a line a setting, coloured by its value."""
-    names = [name for name, values in space.items() if len(values) > 1]
+    names = [name for name, values in space.items() if len(values) > 1] or list(space)
     figure = Figure(figsize=(3 * len(names) + 1, 7), layout="constrained")
     rows = figure.subplots(2, len(names), squeeze=False, sharey=True)
     for column, name in enumerate(names):
@@ -41,9 +41,10 @@ def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) 
 
 
 def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, dict[str, float]]:
-    """Optuna's importances (PED-ANOVA, Watanabe et al., 2023) of each hyper-parameter, by what they
-    are for: the loss after the first phase; and the loss together with the time it took, each in
-    its standard deviations. Empty if there is too little to compare."""
+    """How much each hyper-parameter has to do with being among the best third of these trials, as
+    shares (PED-ANOVA, Watanabe et al., 2023, by Optuna), for two meanings of best: the loss, and
+    the loss together with the seconds, each in its standard deviations. Empty if there is too
+    little to compare."""
     losses = [trial.value for trial in trials]
     times = [trial.user_attrs["seconds"] for trial in trials]
     if len(trials) < 4 or not pstdev(losses) or not pstdev(times):
@@ -54,12 +55,15 @@ def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, dic
         return loss + (trial.user_attrs["seconds"] - fmean(times)) / pstdev(times)
 
     targets = {"loss": lambda trial: trial.value, "loss and time": both}
+    found = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is for low values: it is
-        return {
-            name: optuna.importance.get_param_importances(study, target=target)
-            for name, target in targets.items()
-        }
+        warnings.simplefilter("ignore")  # that low values are best: they are
+        for name, target in targets.items():
+            how = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=1 / 3)
+            found[name] = optuna.importance.get_param_importances(
+                study, evaluator=how, target=target
+            )
+    return found
 
 
 def draw_importances(path: Path, found: dict[str, dict[str, float]]) -> None:

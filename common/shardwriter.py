@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.cli import UserError
-from common.disk import sha256, write_json
+from common.disk import lock, sha256, write_json
 from common.documents import Batch
 from common.tokenfiles import map_ids
 from common.tokenizer import VOCAB_SIZE
@@ -87,7 +87,7 @@ class Shards:
         self.progress, self.meta = folder / "progress.json", folder / "meta.json"
         found = next((path for path in (self.meta, self.progress) if path.exists()), None)
         note = json.loads(found.read_text()) if found else {}
-        if not note and any(folder.iterdir()):
+        if not note and any(path.name != ".lock" for path in folder.iterdir()):
             raise UserError(f"{folder} is in use: give an empty or a new folder as --out")
         for name, value in made_from.items() if note else ():
             if note["made_from"][name] != value:
@@ -96,6 +96,10 @@ class Shards:
         self.complete = found == self.meta
         if self.complete:
             self.progress.unlink(missing_ok=True)  # a kill may have left it
+        else:
+            self.lock = lock(folder / ".lock")
+            if self.lock is None:
+                raise UserError(f"another process writes into {folder}: give another --out")
         self.state, self.texts = note.get("state"), note.get("texts", 0)
         self.documents = note.get("documents", 0)
         self.finished = note.get("shards", [])
@@ -154,6 +158,7 @@ class Shards:
             "documents": self.documents, "tokens": sums, "shards": self.finished,
         })  # fmt: skip
         self.progress.unlink()
+        (self.folder / ".lock").unlink()
 
 
 def verify(folder: Path) -> None:

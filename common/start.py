@@ -1,6 +1,5 @@
 """How a run begins, or goes on: its folder, its model, what a checkpoint of it brings back."""
 
-import fcntl
 import hashlib
 import json
 from dataclasses import replace
@@ -13,7 +12,7 @@ from common import checkpoint
 from common.cli import UserError
 from common.data import Tokens
 from common.device import seed_everything
-from common.disk import check_room, write_json
+from common.disk import check_room, lock, write_json
 from common.distributed import Ranks
 from common.init import init_weights, tie_weights
 from common.model import GPT, GPTConfig, preset
@@ -89,15 +88,11 @@ def prepare(options, model: GPT) -> TextIO:
     need = (BYTES_IN_CHECKPOINT * (options.keep + 1) + BYTES_IN_EXPORT) * n_parameters
     check_room(Path(options.out), need, f"{options.keep + 1} checkpoints and the export")
     folder = run_folder(options.out)
-    lock = open(folder / ".lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
-    except OSError:
-        raise UserError(
-            f"another process trains in {folder}: wait, or give another --out"
-        ) from None
+    held = lock(folder / ".lock")
+    if held is None:
+        raise UserError(f"another process trains in {folder}: give another --out")
     write_json(folder / "config.json", run_config(options))
-    return lock
+    return held
 
 
 def fingerprint(tokens: Tokens) -> str:

@@ -23,6 +23,7 @@ from conftest import ROOT
 from common import documents, shards
 from common.cli import UserError, run
 from common.data import Batches, load_tokens
+from common.disk import lock
 from common.documents import find_source, read, without_long_gaps
 from common.tokenfiles import Ahead, map_ids, open_tokens
 from common.tokenizer import gpt2_tokenizer
@@ -249,6 +250,11 @@ def test_complete_shards_are_left_alone_and_others_refused(capsys):
     assert make(source, "--out", "out", "--shard-tokens", "600") == 2
     assert "begun with another shard_tokens, 500" in capsys.readouterr().err
     assert {p.name: p.stat().st_mtime_ns for p in Path("out").iterdir()} == before
+    Path("busy").mkdir()
+    held = lock(Path("busy/.lock"))
+    assert make(source, "--out", "busy") == 2
+    assert "another process writes into busy" in capsys.readouterr().err
+    held.close()
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("mine")
     assert make(source, "--out", "mine") == 2

@@ -1,0 +1,332 @@
+"""Stage 7: many settings briefly, the best of them longer; nothing twice, nothing lost."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCRIPTS, load_script, started
+from matplotlib.figure import Figure
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from common import checkpoint, searchplots
+from common.cli import UserError
+from common.phases import Phase, read_phases, steps_in_all
+from common.search import Search
+from common.searchplots import front
+
+# Settings of milliseconds a step.
+SMALL = (
+    "--phases", "5x4,2x8,1x12", "--lr", "1e-3", "1e-2", "--batch-size", "2", "4",
+    "--block-size", "16", "--n-embd", "64", "--n-layer", "1", "2", "--eval-tokens", "100",
+)  # fmt: skip
+SPACE = {"lr": (1e-3, 1e-2, 1e-1), "n_layer": (1, 2, 4)}
+
+
+# The phases
+
+
+def test_the_arithmetic_of_the_phases():
+    phases = read_phases("24x50,8x150,3x500")
+    assert phases == [Phase(24, 50), Phase(8, 150), Phase(3, 500)]
+    assert steps_in_all(phases) == 24 * 50 + 8 * 100 + 3 * 350
+    assert steps_in_all(read_phases("1316x500,320x1500,45x5000,8x10000")) == 1_175_500
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "24", "24x", "ax5", "8x50,8x100", "8x50,9x100", "8x50,4x50", "0x5", "5x-1", "4x5,,2x9"],
+)
+def test_phases_that_do_not_narrow_are_refused(text):
+    with pytest.raises(UserError, match="--phases"):
+        read_phases(text)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_every_sampler_goes_through_the_phases(tmp_path, sampler):
+    """The loss is the setting's number: the first three and then the first must go on."""
+    search = Search(tmp_path, read_phases("9x5,3x9,1x20"), SPACE, sampler, seed=1)
+    seen = []
+    while not search.finished:
+        claim = search.claim()
+        seen.append((claim.phase, claim.number))
+        search.tell(claim, 10.0 - claim.number, seconds=1.0, curve=[(1, 1.0, 1.0)])
+        assert claim.folder == tmp_path / "settings" / f"{claim.number:04d}"
+    assert seen == [(0, n) for n in range(9)] + [(1, 8), (1, 7), (1, 6), (2, 8)]
+    settings = [tuple(t.params.values()) for t in search.trials(0)]
+    assert len(set(settings)) == 9  # the whole space, nothing twice
+    assert search.steps_done() == steps_in_all(search.phases)
+    assert search.best() == 2.0 and search.claim() is None
+
+
+def test_a_claim_is_one_processs_and_free_when_it_dies(tmp_path):
+    phases = read_phases("3x5,1x9")
+    one, two = (Search(tmp_path, phases, SPACE, "grid", 1) for _ in range(2))
+    claims = [one.claim(), two.claim(), one.claim()]
+    assert [claim.number for claim in claims] == [0, 1, 2]
+    assert two.claim() is None and not two.finished  # all are taken: wait
+    claims[1].lock.close()  # as the system does for a process that died
+    again = one.claim()
+    assert (again.number, again.values) == (1, claims[1].values)
+    for claim, loss in zip((claims[0], again, claims[2]), (3.0, 1.0, 2.0), strict=True):
+        one.tell(claim, loss, seconds=1.0, curve=[])
+    assert two.claim().number == 1
+
+
+def test_failures_do_not_go_on_and_do_not_stop_the_others(tmp_path):
+    search = Search(tmp_path, read_phases("4x5,3x9"), SPACE, "grid", 1)
+    for loss in (None, 5.0, None, 4.0):
+        search.tell(search.claim(), loss, reason="loss nan", seconds=1.0, curve=[])
+    claims = [search.claim() for _ in range(3)]
+    assert [claims[0].number, claims[1].number, claims[2]] == [3, 1, None]  # two are left of three
+    assert search.trials(0)[0].state == TrialState.FAIL
+
+
+def test_a_search_in_which_all_fails_says_why(tmp_path):
+    search = Search(tmp_path, read_phases("2x5,1x9"), SPACE, "grid", 1)
+    for _ in range(2):
+        search.tell(search.claim(), None, reason="loss nan at step 3")
+    with pytest.raises(UserError, match="failed, the first so: loss nan at step 3"):
+        search.claim()
+
+
+# The script
+
+
+def curves(folder: str) -> dict:
+    """What a search found: {(phase, setting): (values, state, [(step, loss), …])}."""
+    made_from = json.loads(Path(folder, "search.json").read_text())
+    phases = read_phases(made_from["phases"])
+    search = Search(Path(folder), phases, made_from["space"], made_from["sampler"], 0)
+    return {
+        (k, search.number(k, t)): (
+            t.params, t.state, [(step, loss) for step, _, loss in t.user_attrs.get("curve", [])]
+        )
+        for k in range(len(phases)) for t in search.trials(k)
+    }  # fmt: skip
+
+
+def test_a_search_as_a_user_makes_it(call, text_file):
+    code, stdout, stderr = call(7, *SMALL, "--data", str(text_file), "--out", "s")
+    assert code == 0 and stderr == "", stderr
+    assert "32 steps in 3 phases: 5x4,2x8,1x12" in stdout
+    look = r"^phase \d/3  setting +\d+  step +\d+  loss ([\d.]+)  best ([\d.]+)  .* left$"
+    looks = re.findall(look, stdout, re.M)
+    assert len(looks) == 4 * 8 and all(float(best) <= float(loss) for loss, best in looks)
+    assert max(len(line) for line in stdout.splitlines() if line.startswith("phase")) <= 80
+    found = curves("s")
+    assert sorted(k for k, _ in found) == [0] * 5 + [1] * 2 + [2]
+    losses = {n: curve[-1][1] for (k, n), (_, _, curve) in found.items() if k == 0}
+    goes_on = sorted(losses, key=losses.get)[:2]
+    assert sorted(n for k, n in found if k == 1) == sorted(goes_on)
+    for (k, n), (values, state, curve) in found.items():
+        assert state == TrialState.COMPLETE and curve[-1][0] == (4, 8, 12)[k]
+        if k:  # the same setting, its curve a continuation
+            assert values == found[k - 1, n][0]
+            assert curve[: len(found[k - 1, n][2])] == found[k - 1, n][2]
+    files = {p.name for p in Path("s").iterdir() if not p.name.startswith(".")}
+    assert files == {"search.json", "study.db", "settings", "curves.png", "front.png",
+                     "importance.png", "best.toml"}  # fmt: skip
+    # the best is stage 6's to train, as it was here
+    (winner,) = (n for k, n in found if k == 2)
+    recipe = tomllib.loads(Path("s/best.toml").read_text())
+    values = found[2, winner][0]
+    assert recipe == {
+        "model": f"{values['n_layer']}x1x64", "lr": values["lr"],
+        "batch_size": values["batch_size"], "block_size": 16, "steps": 12,
+        "total_batch_tokens": 16 * values["batch_size"],
+    }  # fmt: skip
+    code, stdout, stderr = call(6, "--recipe", "s/best.toml", "--data", str(text_file), "--compile",
+                                "no", "--steps", "2", "--out", "run")  # fmt: skip
+    assert code == 0 and "recipe: s/best.toml" in stdout, stderr
+
+
+def test_continuing_equals_training_in_one_go(call, text_file):
+    """The winner of three phases, and the same setting alone: the same weights bit for bit."""
+    data = ("--data", str(text_file), "--eval-tokens", "100")
+    assert call(7, *SMALL, *data, "--out", "s")[0] == 0
+    ((_, winner), (values, _, curve)) = max(curves("s").items())
+    one = [word for name in ("lr", "batch_size", "block_size", "n_embd", "n_layer")
+           for word in (f"--{name.replace('_', '-')}", str(values[name]))]  # fmt: skip
+    assert call(7, *one, *data, "--phases", "1x12", "--out", "one")[0] == 0
+    folders = [checkpoint.newest(Path(out, "settings", f"{n:04d}", "checkpoints"))
+               for out, n in (("s", winner), ("one", 0))]  # fmt: skip
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert dict(curves("one")[0, 0][2])[12] == dict(curve)[12]
+
+
+def test_a_killed_search_goes_on_to_the_same_end(call, text_file, tmp_path):
+    options = (*SMALL, "--data", str(text_file))
+    assert call(7, *options, "--out", "whole")[0] == 0
+    env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS[7]), *options, "--out", "killed"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, env=env,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("phase 1/3  setting   2  step     1"):
+            process.kill()
+    process.wait()
+    before = curves("killed")
+    assert [state for _, state, _ in before.values()].count(TrialState.RUNNING) == 1
+    code, stdout, _ = call(7, *options, "--out", "killed")
+    assert code == 0 and stdout.startswith("device: ")
+    assert not re.search(r"^setting [01]:.*\nphase 1", stdout, re.M)  # they are not trained again
+    assert curves("killed") == curves("whole")
+    assert call(7, *options, "--out", "killed")[0] == 0  # and once more: the table again
+
+
+def test_ctrl_c_keeps_the_setting_under_way(call, text_file, tmp_path):
+    options = (*SMALL, "--phases", "2x4000,1x8000", "--data", str(text_file), "--out", "s")
+    process = started(7, *options, cwd=tmp_path, until="setting 0")
+    process.stdout.readline()  # a look: it is training
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in stderr
+    path = checkpoint.newest(tmp_path / "s/settings/0000/checkpoints")
+    assert 0 < checkpoint.read(path)["state"]["step"] < 4000
+
+
+def test_two_processes_share_the_work(text_file, tmp_path):
+    options = (*SMALL, "--phases", "6x30,2x60", "--data", str(text_file), "--out", "s")
+    command = [sys.executable, str(SCRIPTS[7]), *options]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pair = [
+        subprocess.Popen(command, cwd=tmp_path, text=True, env=env, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE) for _ in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=120) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    looks = [
+        re.findall(r"^phase (\d)/2  setting +(\d+)  step +(\d+)", out, re.M) for out, _ in outputs
+    ]
+    assert looks[0] and looks[1] and not set(looks[0]) & set(looks[1])  # both, and none twice
+    found = curves(str(tmp_path / "s"))
+    assert len(found) == 8 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
+
+
+def test_a_diverging_setting_fails_and_the_study_goes_on(call, text_file):
+    options = (*SMALL, "--lr", "1e-3", "1e30", "--phases", "4x4,1x8", "--batch-size", "2")
+    code, stdout, _ = call(7, *options, "--data", str(text_file), "--out", "s")
+    assert code == 0 and re.search(r"setting \d failed: .*loss nan at step \d", stdout)
+    states = {values["lr"]: state for values, state, _ in curves("s").values()}
+    assert states == {1e-3: TrialState.COMPLETE, 1e30: TrialState.FAIL}
+
+
+def test_a_setting_that_does_not_fit_fails_and_the_study_goes_on(call, text_file, monkeypatch):
+    from common.model import GPT
+
+    forward = GPT.forward
+
+    def full(self, idx, targets=None):
+        if self.config.n_layer == 2:
+            raise torch.OutOfMemoryError
+        return forward(self, idx, targets)
+
+    monkeypatch.setattr(GPT, "forward", full)
+    options = (*SMALL, "--phases", "4x4,1x8", "--batch-size", "2", "--data", str(text_file))
+    code, stdout, _ = call(7, *options, "--out", "s")
+    assert code == 0 and stdout.count("failed: the memory is full") == 2
+    assert {v["n_layer"] for v, state, _ in curves("s").values() if state == TrialState.FAIL} == {2}
+
+
+# The pictures
+
+
+class Trial:
+    def __init__(self, value, seconds, **params):
+        self.value, self.params = value, params
+        curve = [(10, seconds / 2, value + 1), (20, seconds, value)]
+        self.user_attrs = {"seconds": seconds, "curve": curve}
+
+
+def test_the_front_is_of_those_that_none_beats():
+    trials = [Trial(*point) for point in ((5, 1), (4, 2), (4.5, 3), (3, 9), (3.5, 9), (6, 1))]
+    assert [(t.value, t.user_attrs["seconds"]) for t in front(trials)] == [(5, 1), (4, 2), (3, 9)]
+
+
+def test_the_pictures_hold_what_they_claim(tmp_path, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(
+        searchplots, "save_picture", lambda figure, path: kept.update({path: figure})
+    )
+    trials = [Trial(3 + n, 1.0 + n, lr=lr, n_layer=1) for n, lr in enumerate((1e-3, 1e-2, 1e-3))]
+    searchplots.draw_curves("curves", trials, {"lr": (1e-3, 1e-2), "n_layer": (1,)})
+    figure: Figure = kept["curves"]
+    above, below = figure.axes  # n_layer does not vary
+    assert above.get_legend().get_title().get_text() == "lr"
+    for axes, x in ((above, 0), (below, 1)):
+        lines = [line for line in axes.lines if len(line.get_xdata())]
+        for trial, line in zip(trials, lines, strict=True):
+            assert list(line.get_xdata()) == [point[x] for point in trial.user_attrs["curve"]]
+            assert list(line.get_ydata()) == [point[2] for point in trial.user_attrs["curve"]]
+        colors = [str(line.get_color()) for line in lines]
+        assert colors[0] == colors[2] != colors[1]  # coloured by the learning rate
+    searchplots.draw_front("front", {"all": trials})
+    dots, line = kept["front"].axes[0].lines
+    assert list(dots.get_ydata()) == [3, 4, 5] and list(line.get_ydata()) == [3]
+    shares = {"loss": {"lr": 0.8, "n_layer": 0.2}, "loss and time": {"lr": 0.3, "n_layer": 0.7}}
+    searchplots.draw_importances("importance", shares)
+    widths = [bar.get_width() for bar in kept["importance"].axes[0].patches]
+    assert widths == [0.8, 0.2, 0.3, 0.7]
+
+
+def test_the_importances_find_what_matters(tmp_path):
+    """The loss depends on the learning rate alone, the time on the layers alone."""
+    search = Search(tmp_path, read_phases("9x5"), SPACE, "grid", 1)
+    while not search.finished:
+        claim = search.claim()
+        lr, layers = claim.values["lr"], claim.values["n_layer"]
+        loss = 5.0 + abs(math.log10(lr) + 2) + 0.01 * layers
+        search.tell(claim, loss, seconds=10.0 * layers + lr, curve=[])
+    shares = searchplots.importances(search.studies[0], search.complete(0))
+    assert shares["loss"]["lr"] > 0.8
+    assert shares["loss and time"]["n_layer"] > shares["loss"]["n_layer"]
+
+
+# What is refused
+
+
+def test_bad_input(refused, text_file, call):
+    data = ("--data", str(text_file))
+    refused("--phases 5", 7, *data, "--phases", "5")
+    refused("--lr is -1", 7, *data, "--lr", "1e-3", "-1")
+    refused("--n-layer is 0", 7, *data, "--n-layer", "0")
+    refused("--batch-size is 0", 7, *data, "--batch-size", "4", "0")
+    refused("a width of 96", 7, *data, "--n-embd", "96")
+    refused("a width of 64 and 5 heads", 7, *data, "--n-embd", "64", "--n-head", "5")
+    refused("the space has 8: widen it", 7, *SMALL, *data, "--phases", "9x4")
+    for text in ("lr = [1e-3", "width = [3]", "lr = ['x']", "lr = 5"):
+        Path("space.toml").write_text(text)
+        refused("--space space.toml", 7, *data, "--space", "space.toml")
+    refused("--space gone", 7, *data, "--space", "gone")
+    assert not Path("runs").exists()
+    Path("mine").mkdir()
+    Path("mine/letter").write_text("mine")
+    refused("holds something else", 7, *SMALL, *data, "--out", "mine")
+    assert [p.name for p in Path("mine").iterdir()] == ["letter"]
+    Path("space.toml").write_text("lr = [1e-3, 1e-2]\nn_layer = [1]\n")
+    small = (*SMALL, *data, "--phases", "2x2", "--out", "s")
+    assert call(7, *small, "--space", "space.toml")[0] == 0
+    assert {values["lr"] for values, _, _ in curves("s").values()} <= {1e-3, 1e-2}
+    refused("has space", 7, *small)
+    refused("has phases 2x2, not 2x3", 7, *small, "--space", "space.toml", "--phases", "2x3")
+
+
+def test_the_default_space_has_what_the_docstring_says():
+    script = load_script(7)
+    options = script.Options()
+    space = script.read_space(options)
+    assert min(space["lr"]) == 1e-5 and max(space["lr"]) == 1e-1
+    assert math.prod(map(len, space.values())) >= read_phases(options.phases)[0].settings
+    assert "n_head" not in space
+    assert script.build({"n_embd": 128, "n_layer": 1, "block_size": 32}, 1).config.n_head == 2
