@@ -81,7 +81,8 @@ def compare(model, reference, ids: torch.Tensor) -> None:
 def main(options: Options) -> None:
     check_sampling(options.temperature, options.top_k, options.max_new_tokens)
     check_positive(options, "samples", "eval_tokens", "stride", "hellaswag_most")
-    if options.hellaswag:
+    questions = None
+    if options.hellaswag or options.hellaswag_file:
         questions = read_questions(options.hellaswag_file, options.hellaswag_most)
     tokenizer = gpt2_tokenizer()
     prompt = tokenizer.encode_ordinary(options.prompt)
@@ -115,7 +116,7 @@ def main(options: Options) -> None:
     print(fill(f"text: the end of {corpus.name}, {corpus.source}", 79, subsequent_indent="  "))
     print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
     print(f"  {evaluate(model, held_out, block_size, options.batch_size, options.stride)}")
-    if options.hellaswag:
+    if questions:
         ask_both_ways(model, questions, batch_size=options.batch_size, progress=True)
 
     print(f"{options.samples} samples, temperature {options.temperature:g}, top-k {options.top_k}:")

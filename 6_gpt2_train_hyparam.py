@@ -123,7 +123,7 @@ def train(options: Options, ranks: Ranks) -> None:
 
     with ranks.first():
         tokens, questions = open_tokens(options.data), None
-        if options.eval_hellaswag:
+        if options.eval_hellaswag or options.hellaswag_file:
             questions = read_questions(options.hellaswag_file, options.hellaswag_most)
     text = fingerprint(tokens)
     held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
@@ -160,9 +160,10 @@ def train(options: Options, ranks: Ranks) -> None:
         share = {"rank": ranks.rank, "world_size": ranks.world_size, "sum_over_ranks": ranks.sum}
         with autocast(device, dtype):
             after = evaluate(model, held_out, T, B, **share)
-            scores = (
-                ask_both_ways(model, questions, batch_size=B, **share) if questions else ("",) * 2
-            )
+            scores = [""] * 2  # no number
+            if questions:
+                how = share | {"batch_size": B, "progress": ranks.is_main}
+                scores = ask_both_ways(model, questions, **how)
             ids = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
             sample = generate(model, ids, SAMPLE_TOKENS, 0.8, top_k=50, seed=options.seed)[0]
         log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from common.cli import UserError
 from common.tokenizer import gpt2_tokenizer
 
 SEEN = -100  # a target that does not count
@@ -66,8 +67,11 @@ def evaluate(
     A window of block_size slides over the text by `stride` tokens. Each predicts its next token at
     every place, and those count that no window before it predicted: every token but the first
     counts once. By default the stride is block_size, and windows do not overlap; a smaller one
-    gives each token more of its past to be predicted from, and takes longer.
+    gives each token more of its past to be predicted from, and takes longer. Raises UserError for a
+    larger one, which would leave tokens out.
     """
+    if not 1 <= (stride or 1) <= block_size:
+        raise UserError(f"--stride is {stride}: give 1 to {block_size}, the block size")
     device, stride, count = next(model.parameters()).device, stride or block_size, len(ids) - 1
     windows, end = [], 0
     while end < count:

@@ -39,10 +39,11 @@ def read_questions(file: str | None, most: int | None = None) -> list[dict]:
     path = path if file is None else Path(file).expanduser()
     try:
         data = check(path, SHA256) if file is None else path.read_bytes()
-        questions = [json.loads(line) for line in data.decode().splitlines() if line.strip()]
+        questions = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         for number, question in enumerate(questions, 1):
             texts = [question[name] for name in ("activity_label", "ctx_a", "ctx_b", "ctx")]
             texts += question["endings"]
+            question["label"] = int(question["label"])  # some copies have it as a string
             if question["label"] not in range(4) or list(map(type, texts)) != [str] * 8:
                 raise ValueError(f"question {number} has no label 0 to 3, or not four endings")
     except OSError as error:

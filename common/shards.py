@@ -12,6 +12,7 @@ goes on where it stopped, and ends with the same bytes. meta.json says what was 
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -28,9 +29,10 @@ from tyro.conf import Positional
 
 from common.cli import UserError, check_positive, run
 from common.disk import check_room
-from common.documents import Batch, Source, find_source, read, without_long_gaps
+from common.documents import Batch, read, without_long_gaps
 from common.runlog import run_folder
 from common.shardwriter import Shards, verify
+from common.sources import COMPRESSED, Source, find_source
 from common.tokenizer import gpt2_tokenizer
 
 BENCH_CHARACTERS = 2**24
@@ -43,7 +45,7 @@ class Options:
     out: str = "data/shards"  # the folder for the shards
     field: str = "text"  # of a JSON line, or the column of Parquet
     shard_tokens: int = 10**8  # tokens in a shard
-    val_fraction: float | None = None  # of the documents, held out; else the first shard
+    val_fraction: float | None = None  # of the documents held out, of one text: of its pieces
     verify: bool = False  # check the shards in a folder against its meta.json
     bench: bool = False  # the rate beside tiktoken's alone, on the beginning of the source
 
@@ -62,15 +64,18 @@ def tokenize(batch: Batch, held_out: list[bool]) -> list[np.ndarray]:
     return [np.concatenate(part) for part in parts]
 
 
-def tokenized(batches: Iterator[Batch], first: int, fraction: float) -> Iterator[tuple]:
-    """(batch, its ids), in order, from all cores; `first` texts came before. Held out are those
-    texts at which a multiple of 1 / fraction is passed."""
-    waiting, in_flight, count = deque(), 0, first
+def tokenized(batches: Iterator[Batch], shards: Shards, by_piece: bool) -> Iterator[tuple]:
+    """(batch, its ids), in order, from all cores. Held out are those documents, of a single text
+    those pieces, at which a multiple of 1 / val_fraction is passed."""
+    waiting, in_flight, count = deque(), 0, shards.texts if by_piece else shards.documents
+    fraction = shards.made_from["val_fraction"] or 0.0
     sys.setswitchinterval(0.0005)  # seconds; by default threads wait 5 ms for the interpreter
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken lets go of the interpreter's lock
         for batch in batches:
-            places = range(count, count := count + len(batch.texts))
-            held_out = [int((i + 1) * fraction) > int(i * fraction) for i in places]
+            held_out = []
+            for begins in batch.begins:
+                count += by_piece or begins
+                held_out.append(int(count * fraction) > int((count - 1) * fraction))
             size = sum(map(len, batch.texts))
             waiting.append((batch, pool.submit(tokenize, batch, held_out), size))
             in_flight += size
@@ -84,27 +89,31 @@ def tokenized(batches: Iterator[Batch], first: int, fraction: float) -> Iterator
 
 def fill(shards: Shards, source: Source, batches: Iterator[Batch], quiet: bool = False) -> None:
     """Tokenize the batches into the shards, with a bar of tokens, rate and time left."""
-    fraction = shards.made_from["val_fraction"] or 0.0
     sizes = [0 if file.startswith("hf:") else Path(file).stat().st_size for file in source.files]
+    by_piece = source.kind == "text" and len(sizes) == 1
     seconds = 0.2 if sys.stderr.isatty() else 30  # between looks of the bar
     with tqdm(total=source.tokens or None, initial=shards.tokens, unit=" tokens", unit_scale=True,
               mininterval=seconds, disable=quiet) as bar:  # fmt: skip
-        file, characters = 0, 0
-        for batch, ids in tokenized(batches, shards.texts, fraction):
+        for batch, ids in tokenized(batches, shards, by_piece):
             shards.append(batch, *ids)
-            if batch.state["file"] != file:
-                file, characters = batch.state["file"], 0
-            characters += sum(map(len, batch.texts))
-            if source.bytes and file < len(sizes):  # a share of the files, as they are on the disk
-                read_so_far = sum(sizes[:file]) + min(characters, sizes[file])
-                bar.total = round(shards.tokens * source.bytes / read_so_far)
+            if source.bytes:  # a share of the files, as they are on the disk
+                file = batch.state["file"]
+                inside = min(batch.read / (3 if packed(source) else 1), sizes[file])
+                share = (sum(sizes[:file]) + inside) / source.bytes
+                bar.total = round(shards.tokens / share) if share else None
             bar.update(shards.tokens - bar.n)
+        bar.total = bar.n
+
+
+def packed(source: Source) -> bool:
+    """Whether the files are smaller than the text in them: to about a third."""
+    return source.kind == "parquet" or source.files[0].lower().endswith(COMPRESSED)
 
 
 def make(options: Options) -> None:
     """Tokenize the source into --out, or go on with that."""
-    source = find_source(options.source, options.field)
     folder = run_folder(options.out)
+    source = find_source(options.source, options.field, leave_out=folder)
     made_from = {
         "source": options.source, "field": source.field, "shard_tokens": options.shard_tokens,
         "val_fraction": options.val_fraction, "files": list(source.files), "bytes": source.bytes,
@@ -114,8 +123,7 @@ def make(options: Options) -> None:
         print(f"{folder} is complete; --verify checks it")
         return
     # A token of two bytes for some four bytes of text, which compressed are one and a third.
-    packed = source.kind == "parquet" or source.files[0].endswith((".gz", ".zst"))
-    need = 2 * (source.tokens or source.bytes * (3 if packed else 1) / 4)
+    need = 2 * (source.tokens or source.bytes * (3 if packed(source) else 1) / 4)
     check_room(folder, need, "the shards")
     size = f", {source.bytes / 1e6:,.1f} MB" if source.bytes else ""
     print(f"source: {options.source}, {source.kind}, {len(source.files)} file(s){size}")
@@ -132,6 +140,8 @@ def make(options: Options) -> None:
     rate = (shards.tokens - before) / (time.perf_counter() - started)
     print(f"kept: {len(shards.finished)} shards in {folder}: {shards.documents:,} documents, "
           f"{shards.tokens:,} tokens")  # fmt: skip
+    if shards.empty:
+        print(f"passed over: {shards.empty:,} documents without text")
     print(f"{rate:,.0f} tokens/s on {os.cpu_count()} cores")
 
 
@@ -165,6 +175,7 @@ def bench(options: Options) -> None:
 
 
 def main(options: Options) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and temporary files go
     check_positive(options, "shard_tokens")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise UserError(f"--val-fraction is {options.val_fraction}: give more than 0, less than 1")

@@ -86,13 +86,17 @@ class Shards:
         self.folder, self.made_from, self.noted = folder, made_from, time.monotonic()
         self.progress, self.meta = folder / "progress.json", folder / "meta.json"
         found = next((path for path in (self.meta, self.progress) if path.exists()), None)
-        note = json.loads(found.read_text()) if found else {}
-        if not note and any(path.name != ".lock" for path in folder.iterdir()):
+        if not found and any(path.name != ".lock" for path in folder.iterdir()):
             raise UserError(f"{folder} is in use: give an empty or a new folder as --out")
-        for name, value in made_from.items() if note else ():
-            if note["made_from"][name] != value:
-                raise UserError(f"{folder} was begun with another {name}, "
-                                f"{note['made_from'][name]!r:.60}: give another --out")  # fmt: skip
+        try:
+            note = json.loads(found.read_text()) if found else {"made_from": made_from}
+            others = [n for n, value in made_from.items() if note["made_from"][n] != value]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{found} is damaged, or not ours: give another --out") from None
+        if others:
+            value = f"{note['made_from'][others[0]]!r:.60}"
+            raise UserError(f"{folder} was begun with another {others[0]}, {value}: give another "
+                            "--out")  # fmt: skip
         self.complete = found == self.meta
         if self.complete:
             self.progress.unlink(missing_ok=True)  # a kill may have left it
@@ -101,7 +105,7 @@ class Shards:
             if self.lock is None:
                 raise UserError(f"another process writes into {folder}: give another --out")
         self.state, self.texts = note.get("state"), note.get("texts", 0)
-        self.documents = note.get("documents", 0)
+        self.documents, self.empty = note.get("documents", 0), note.get("empty", 0)
         self.finished = note.get("shards", [])
         most = made_from["shard_tokens"]
         begun = {} if self.complete else note.get("begun", {})
@@ -122,6 +126,7 @@ class Shards:
         self.train.append(train[room:])
         self.texts += len(batch.texts)
         self.documents += sum(batch.begins)
+        self.empty += batch.empty
         self.state = batch.state
         if time.monotonic() - self.noted > SECONDS_BETWEEN_NOTES:
             self.note()
@@ -134,7 +139,8 @@ class Shards:
         begun = {split: (writer.index, writer.count) for split, writer in writers.items()}
         write_json(self.progress, {
             "made_from": self.made_from, "state": self.state, "texts": self.texts,
-            "documents": self.documents, "begun": begun, "shards": self.finished,
+            "documents": self.documents, "empty": self.empty, "begun": begun,
+            "shards": self.finished,
         })  # fmt: skip
         self.noted = time.monotonic()
 
@@ -143,8 +149,9 @@ class Shards:
         of the two splits has got nothing."""
         if not (self.train.index > 1 or self.train.count) or not (self.val.index or self.val.count):
             tokens = self.tokens
-            for path in self.folder.iterdir():
-                path.unlink()
+            ours = [self.progress, self.folder / ".lock", self.val.partial, self.train.partial]
+            for path in (*ours, *(self.folder / shard["name"] for shard in self.finished)):
+                path.unlink(missing_ok=True)
             raise UserError(f"{self.documents:,} documents of {tokens:,} tokens leave nothing to "
                             "train on, or nothing to hold out: give a --val-fraction that splits "
                             "them, or a smaller --shard-tokens")  # fmt: skip
@@ -155,7 +162,8 @@ class Shards:
                 for split in ("train", "val")}  # fmt: skip
         write_json(self.meta, {
             "made_from": self.made_from, "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE,
-            "documents": self.documents, "tokens": sums, "shards": self.finished,
+            "documents": self.documents, "empty": self.empty, "tokens": sums,
+            "shards": self.finished,
         })  # fmt: skip
         self.progress.unlink()
         (self.folder / ".lock").unlink()

@@ -5,6 +5,8 @@ train.bin, val.bin                    nanoGPT's: uint16 and nothing else
 *_train_*.bin, *_val_*.bin            llm.c's: 256 int32 first, magic 20240520, version, count
 """
 
+import json
+import re
 import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -116,9 +118,31 @@ def _map_bin(path: Path) -> np.ndarray:
         return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
     if size % 2:
         raise ValueError(f"{size:,} bytes are no whole number of uint16: it is cut off")
+    ids = np.frombuffer(head[: len(head) // 4 * 4], "<u2")
+    if len(ids) > 2 and ids[::2].any() and not ids[1::2].any():
+        raise ValueError("it holds ids of 32 bits: give uint16")
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):  # ids below 256 have zeros
         raise ValueError("it is empty" if not size else "it is a text")
     return np.memmap(path, "<u2", "r")
+
+
+def _check_folder(path: Path, found: list[Path]) -> None:
+    """Raises UserError for a folder that is not GPT-2's, not complete, or not of one format."""
+    if (path / "meta.pkl").exists():
+        raise UserError(f"{path} has a meta.pkl: its ids are not GPT-2's")
+    headers = {p.open("rb").read(4) == LLMC_MAGIC.to_bytes(4, "little") for p in found}
+    if found[0].suffix == ".bin" and len(headers) > 1:
+        raise UserError(f"{path} has .bin files with llm.c's header and without: give one format")
+    if (path / "meta.json").exists():
+        try:
+            shards = json.loads((path / "meta.json").read_text())["shards"]
+            missing = {shard["name"] for shard in shards} - {p.name for p in found}
+        except (ValueError, KeyError, TypeError):
+            return  # somebody else's
+        if missing:
+            raise UserError(f"{path} lacks {min(missing)}, which its meta.json names")
+    elif (path / "progress.json").exists():
+        raise UserError(f"{path} is not complete: python -m common.shards … --out {path} goes on")
 
 
 def open_tokens(data: str) -> Tokens:
@@ -137,9 +161,8 @@ def open_tokens(data: str) -> Tokens:
         return load_tokens(data)
     if len({p.suffix for p in found}) > 1:
         raise UserError(f"{data} has .npy and .bin files: give a folder with one format")
-    if (path / "progress.json").exists() and not (path / "meta.json").exists():
-        raise UserError(f"{data} is not complete: python -m common.shards … --out {data} goes on")
-    held_out = [p for p in found if "val" in p.stem]
+    _check_folder(path, found)
+    held_out = [p for p in found if re.search(r"(^|[_.-])val([_.-]|$)", p.stem)]
     train = [p for p in found if p not in held_out]
     if not train:
         raise UserError(f"{data} has held-out shards alone: give one with files to train on")
@@ -149,6 +172,8 @@ def open_tokens(data: str) -> Tokens:
     else:
         n = held_out_size(len(ids), data)
         tokens = Tokens(ids.between(0, len(ids) - n), ids.between(len(ids) - n, len(ids)))
+    if len(tokens.held_out) < 2:
+        raise UserError(f"{data} holds out {len(tokens.held_out)} ids: give it 2 or more")
     print(f"text: {path.name}, {len(tokens.train):,} tokens, {len(tokens.held_out):,} held out")
     print(f"  source: {len(found)} {path.suffix or found[0].suffix} files, mapped")
     return tokens

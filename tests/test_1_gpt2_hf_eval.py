@@ -305,6 +305,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     refused("--top-k is 0", 1, "--top-k", "0", *data)
     refused("--temperature is -1", 1, "--temperature", "-1", *data)
     refused("--max-new-tokens is 0", 1, "--max-new-tokens", "0", *data)
+    refused("--stride is 65: give 1 to 64", 1, "--model", str(folder), "--stride", "65", *data)
     refused("not an empty folder", 1, "--export", str(folder), *data)
     refused("can't be made", 1, "--export", str(tmp_path / "file/out"), *data)
     refused("does not exist", 1, "--model", str(folder), "--data", "gone.txt")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_a_killed_search_goes_on_to_the_same_end(call, text_file, tmp_path):
 def test_ctrl_c_keeps_the_setting_under_way(call, text_file, tmp_path):
     options = (*SMALL, "--phases", "2x4000,1x8000", "--data", str(text_file), "--out", "s")
     process = started(7, *options, cwd=tmp_path, until="setting 0")
-    process.stdout.readline()  # a look: it is training
+    time.sleep(1)  # it is training
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in stderr

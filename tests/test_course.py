@@ -14,7 +14,7 @@ HOUSE = {
     "corpus": (1, 0), "pretrained": (1, 1), "generate": (1, 1), "evals": (1, 1),
     "hellaswag": (1, 1), "data": (3, 1), "runlog": (3, 1), "init": (4, 1), "speed": (5, 1),
     "bench": (5, 2), "optim": (6, 2), "disk": (6, 2), "distributed": (6, 2), "checkpoint": (6, 2),
-    "recipes": (6, 2), "start": (6, 2), "stepbench": (6, 2), "documents": (6, 2),
+    "recipes": (6, 2), "start": (6, 2), "stepbench": (6, 2), "sources": (6, 2), "documents": (6, 2),
     "tokenfiles": (6, 2), "shardwriter": (6, 2), "shards": (6, 2),
     "phases": (7, 2), "search": (7, 2), "searchplots": (7, 2),
 }  # fmt: skip

@@ -199,6 +199,14 @@ def test_stages_1_and_6_ask(call, text_file):
         assert float(values[name]) in [n / 5 for n in range(6)]
 
 
+def test_what_copies_of_the_file_do():
+    """Labels as strings, and a line separator within a text."""
+    odd = question() | {"label": "3", "ctx": "a\u2028b"}
+    Path("q.jsonl").write_text(json.dumps(odd, ensure_ascii=False) + "\n")
+    (found,) = read_questions("q.jsonl")
+    assert found["label"] == 3 and found["ctx"] == "a\u2028b"
+
+
 def test_bad_questions_are_one_line(refused, text_file):
     options = ("--data", str(text_file), "--hellaswag")
     refused("HellaSwag can't be downloaded", 1, *options)

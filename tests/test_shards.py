@@ -1,6 +1,7 @@
 """Texts of any size to shards on disk, and shards of four formats back."""
 
 import gzip
+import itertools
 import json
 import os
 import random
@@ -20,11 +21,12 @@ import pytest
 from backports import zstd
 from conftest import ROOT
 
-from common import documents, shards
+from common import documents, shards, shardwriter
 from common.cli import UserError, run
 from common.data import Batches, load_tokens
 from common.disk import lock
-from common.documents import find_source, read, without_long_gaps
+from common.documents import read, without_long_gaps
+from common.sources import find_source
 from common.tokenfiles import Ahead, map_ids, open_tokens
 from common.tokenizer import gpt2_tokenizer
 
@@ -108,7 +110,50 @@ def test_a_folder_of_texts_is_a_document_a_file(capsys):
     assert make("texts", "--out", "out", "--shard-tokens", "100") == 0
     texts = [f"This is {name}. " * 30 for name in ("a.txt", "b/one.txt", "b/two.txt")]
     assert in_order("out") == expected(texts)
-    assert "text, 3 file(s)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "text, 3 file(s)" in out and "passed over: 1 files" in out
+    assert make("texts", "--out", "texts/val", "--val-fraction", "0.4") == 0  # whole documents
+    assert ids_in("texts/val", "val") == expected(texts[2:])
+    assert make("texts", "--out", "texts/val", "--val-fraction", "0.4") == 0  # not its own source
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "b::c.jsonl", "C.JSONL", "a*.txt"])
+def test_names_are_names(name):
+    """No pattern, no address, capital letters or not."""
+    for other in (name, "ab" + Path(name).suffix):
+        Path("odd").mkdir(exist_ok=True)
+        line = json.dumps({"text": other}) + "\n"
+        Path("odd", other).write_text(line if name.lower().endswith("jsonl") else other)
+    assert make("odd", "--out", "out", "--shard-tokens", "3") == 0
+    assert sorted(in_order("out")) == sorted(expected([name, "ab" + Path(name).suffix]))
+
+
+def test_other_columns_and_their_types_do_not_matter():
+    rows = [{"text": None, "meta": 1}] * 50 + [{"text": "2021-03-04", "meta": "x", "new": []}] * 50
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert make("t.jsonl", "--out", "out", "--shard-tokens", "50") == 0
+    assert in_order("out") == expected(["2021-03-04"] * 50)
+
+
+def test_a_byte_order_mark_is_no_text():
+    Path("t.txt").write_bytes("\ufeffTo be".encode() + b" or not" * 50)
+    assert make("t.txt", "--out", "out", "--shard-tokens", "20") == 0
+    assert in_order("out") == expected(["To be" + " or not" * 50])
+
+
+def test_much_white_space_takes_no_time():
+    began = time.perf_counter()
+    for text in ("a " + " " * 3_000_000 + "b c", "a" + "\xa0" * 2_000_000 + "b",
+                 "a" + "\x0b" * 2_000_000 + "b", "word" * 900_000 + " end"):  # fmt: skip
+        Path("t.txt").write_text(text)
+        Path("t.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        counts = []
+        for name in ("t.txt", "t.jsonl"):
+            batches = read(find_source(name, "text"))
+            ids = [shards.tokenize(batch, [0] * len(batch.texts))[0] for batch in batches]
+            counts.append(sum(map(len, ids)))
+        assert counts[0] == counts[1] > 3
+    assert time.perf_counter() - began < 40
 
 
 def test_pieces_of_a_text_have_the_tokens_of_the_whole(monkeypatch):
@@ -178,17 +223,18 @@ def test_a_fraction_of_the_documents_is_held_out():
 def test_documents_without_text_are_none():
     texts = ["one", "", None, "two"] * 20
     with open("t.jsonl", "w") as file:
-        file.writelines(json.dumps({"text": t}) + "\n" for t in texts)
+        file.writelines(json.dumps({"text": t}) + "\n\n" for t in texts)
     assert make("t.jsonl", "--out", "out", "--shard-tokens", "10") == 0
     assert in_order("out") == expected([t for t in texts if t])
-    assert json.loads(Path("out/meta.json").read_text())["documents"] == 40
+    meta = json.loads(Path("out/meta.json").read_text())
+    assert (meta["documents"], meta["empty"]) == (40, 40 + 80)  # and empty lines
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path):
     """One process imports everything once, and forks children that are killed at random moments."""
-    texts = [f"{text} {n}" for n in range(150) for text in DOCUMENTS]
+    texts = [f"{text} {n}" for n in range(500) for text in DOCUMENTS]
     source = write_source("jsonl", texts)
-    options = (source, "--shard-tokens", "20000")
+    options = (source, "--shard-tokens", "60000")
     assert make(*options, "--out", "whole") == 0
     code = f"""
 import os, random, signal, sys, time
@@ -206,7 +252,7 @@ while True:
         run(shards.main, shards.Options, [*{options!r}, "--out", "killed"])
         os._exit(0)
     if kills < 10:
-        time.sleep(random.uniform(0.1, 0.6))
+        time.sleep(random.uniform(0.05, 0.5))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if status == 0:
@@ -219,6 +265,26 @@ print("kills", kills)
     assert done.returncode == 0, done.stderr
     assert int(re.search(r"kills (\d+)", done.stdout)[1]) >= 3
     assert done.stdout.count("going on after") >= 2
+    files = {p.name: p.read_bytes() for p in Path("whole").iterdir()}
+    assert {p.name: p.read_bytes() for p in Path("killed").iterdir()} == files
+
+
+def test_a_kill_between_rename_and_note_loses_nothing(monkeypatch):
+    """A shard has its name, and progress.json does not know of it."""
+    source = write_source("jsonl", DOCUMENTS * 5)
+    options = (source, "--shard-tokens", "3000", "--val-fraction", "0.3")
+    assert make(*options, "--out", "whole") == 0
+    monkeypatch.setattr(shardwriter, "SECONDS_BETWEEN_NOTES", 0)
+    monkeypatch.setattr(shards, "MOST_IN_FLIGHT", 2**12)
+    replace, count = os.replace, itertools.count(1)
+
+    def killed(a, b):
+        replace(a, b)
+        if str(b).endswith(".npy") and next(count) in (2, 3, 5):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    assert [make(*options, "--out", "killed") for _ in range(4)] == [130, 130, 130, 0]
     files = {p.name: p.read_bytes() for p in Path("whole").iterdir()}
     assert {p.name: p.read_bytes() for p in Path("killed").iterdir()} == files
 
@@ -299,21 +365,25 @@ def test_bad_sources_are_one_line(capsys, monkeypatch):
 
     refused("is none of fineweb-edu, openwebtext", "gone")
     Path("empty").mkdir()
-    refused("no file whose name ends as", "empty")
+    refused("whose name ends as .txt", "empty")
     for name in ("a.txt", "a.jsonl"):
         Path("mixed").mkdir(exist_ok=True)
         Path("mixed", name).write_text("{}")
     refused("several kinds, json, text", "mixed")
     Path("t.txt").write_text("")
-    refused("is empty", "t.txt")
+    refused("or only empty ones", "t.txt")
     Path("t.txt").write_bytes(b"good\n" * 100 + b"\xff\xfe bad")
     refused("t.txt is no UTF-8 (byte 0xff)", "t.txt")
     Path("t.jsonl").write_text('{"body": "x"}\n')
-    refused("t.jsonl has no text: give --field as one of body", "t.jsonl")
+    refused("line 1 has no text: give --field as one of body", "t.jsonl")
+    Path("t.jsonl").write_text('{"text": "x"}\n{"n": 1}\n')
+    refused("t.jsonl can't be read: line 2 has no text", "t.jsonl")
     Path("t.jsonl").write_text('{"text": 7}\n')
-    refused("has int where text should be", "t.jsonl")
+    refused("int where text should be", "t.jsonl")
+    Path("t.jsonl").write_text("[1]\n")
+    refused("line 1 is no object", "t.jsonl")
     Path("t.jsonl").write_text('{"text": "x"}\n{"text": ')
-    refused("t.jsonl can't be read", "t.jsonl")
+    refused("t.jsonl can't be read: line 2 is no JSON", "t.jsonl")
     Path("t.jsonl").write_bytes(b'{"text": "\xff"}\n')
     refused("t.jsonl", "t.jsonl")
     parquet = write_source("parquet")
@@ -327,14 +397,19 @@ def test_bad_sources_are_one_line(capsys, monkeypatch):
         refused(f"cut.{kind}", f"cut.{kind}")
     monkeypatch.setattr(documents, "MOST_CHARACTERS", 1000)
     Path("t.txt").write_text("x" * 200_000)
-    refused("t.txt has a line or document of", "t.txt")
+    refused("t.txt has 131,072 characters in a document", "t.txt")
     Path("t.jsonl").write_text(json.dumps({"text": "x" * 2000}) + "\n")
-    refused("t.jsonl has a line or document of 2,000", "t.jsonl")
+    refused("t.jsonl has 2,000 characters in a document", "t.jsonl")
     source = write_source("jsonl", ["few words"])
     refused("leave nothing to train on", source)
     refused("leave nothing to train on", source, "--val-fraction", "0.1")
     refused("--val-fraction is 1", source, "--val-fraction", "1")
     refused("--shard-tokens is 0", source, "--shard-tokens", "0")
+    for name, text in {"progress.json": "", "meta.json": "{}"}.items():
+        Path("odd").mkdir(exist_ok=True)
+        Path("odd", name).write_text(text)
+        assert make(source, "--out", "odd") == 2
+        assert "is damaged, or not ours" in capsys.readouterr().err
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     refused("the shards take about", source)
@@ -476,6 +551,19 @@ def test_bad_token_files_are_one_line():
     Path("s/val.bin").write_bytes(ids.tobytes())
     refused("has .npy and .bin files", "s")
     Path("s/val.bin").unlink()
+    np.save("s/val.npy", ids[:1])
+    refused("holds out 1 ids", "s")
+    Path("s/val.npy").unlink()
+    Path("s/meta.json").write_text('{"shards": [{"name": "train_7.npy"}]}')
+    refused("lacks train_7.npy", "s")
+    Path("s/meta.json").unlink()
+    Path("s/meta.pkl").write_text("")
+    refused("meta.pkl", "s")
+    Path("s/meta.pkl").unlink()
+    Path("b").mkdir()
+    Path("b/x_train.bin").write_bytes(header(1000) + ids.tobytes())
+    Path("b/y_train.bin").write_bytes(ids.tobytes())
+    refused("with llm.c's header and without", "b")
     Path("s/progress.json").write_text("{}")
     refused("is not complete", "s")
     Path("v").mkdir()
@@ -488,6 +576,7 @@ def test_bad_token_files_are_one_line():
         (header(1000) + ids.tobytes()[:-2], "1,000 ids would be 3,024"),
         (header(999) + ids.tobytes(), "3,024 bytes"),
         (os.urandom(4096), "begins with"),
+        (ids.astype(np.uint32).tobytes(), "ids of 32 bits"),
     ):
         Path("x.bin").write_bytes(data)
         refused(words, "x.bin")
