@@ -1,7 +1,7 @@
 """Documents from files on the Hub or here, one after the other, however many there are.
 
-Files are opened by fsspec, Parquet is streamed by the library datasets. Memory holds some documents
-at a time, never a file.
+fsspec opens the files, here or on the Hub, and unpacks them; pyarrow reads Parquet. Memory holds some
+documents at a time, never a file.
 """
 
 import itertools
@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import fsspec
-import pyarrow
+import pyarrow.parquet
 from huggingface_hub.errors import HfHubHTTPError
 
 from common.cli import UserError
@@ -68,10 +67,9 @@ def read(source: Source, state: dict | None = None) -> Iterator[Batch]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(f"{file} is no UTF-8 (byte {byte:#04x}): convert it") from None
-        except (OSError, EOFError, ValueError, TypeError, zlib.error, pyarrow.ArrowException,
-                fsspec.compression.zstd.ZstdError, HfHubHTTPError,
-                datasets.exceptions.DatasetsError) as error:  # fmt: skip
-            reason = " ".join(str(error.__cause__ or error).split())[:150]
+        except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException,
+                fsspec.compression.zstd.ZstdError, HfHubHTTPError) as error:  # fmt: skip
+            reason = " ".join(str(error).split())[:150]
             raise UserError(f"{file} can't be read: {reason}; {hint}") from None
 
 
@@ -127,26 +125,33 @@ def _field_of(line: str, field: str, number: int) -> str | None:
     return row[field]
 
 
-def _read_parquet(data: str, field: str, state: dict | None, folder: str) -> Iterator[tuple]:
-    """A document a row, in its column; `state` is of the library's stream of rows."""
-    characters = state["characters"] if state else 0
+def _read_parquet(data: str, field: str, place: list | None, folder: str) -> Iterator[tuple]:
+    """A document a row, in its column; of `place` rows and characters came before."""
     if data.endswith(COMPRESSED):  # Parquet is read from its end
         with fsspec.open(data, compression="infer") as packed:
             data = f"{folder}/unpacked.parquet"
             with open(data, "wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises says the same
-    stream = datasets.load_dataset(
-        "parquet", data_files=data, split="train", streaming=True, cache_dir=folder,
-        columns=[field], batch_size=ROWS,
-    ).with_format("arrow")  # fmt: skip
-    if state:
-        stream.load_state_dict(state["stream"])
-    for table in stream.iter(ROWS):
-        texts, begins, empty = _documents(table[field].to_pylist())
-        characters += sum(map(len, texts))
-        place = {"stream": stream.state_dict(), "characters": characters}
-        yield texts, begins, empty, characters, place
+    rows, characters = place or (0, 0)
+    with fsspec.open(data) as opened:
+        # Page by page: a row group, or a column of one, may be larger than memory.
+        file = pyarrow.parquet.ParquetFile(opened, pre_buffer=False, buffer_size=2**20)
+        if field not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise ValueError(f"it has no {field}: give --field as one of {names}")
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+        ends = list(itertools.accumulate(sizes, initial=0))[1:]
+        groups = [g for g, end in enumerate(ends) if end > rows]
+        at = (
+            ends[groups[0]] - sizes[groups[0]] if groups else 0
+        )  # rows before the first that is read
+        for batch in file.iter_batches(ROWS, groups, columns=[field]) if groups else ():
+            values = batch.column(0).to_pylist()[max(0, rows - at) :]
+            at += batch.num_rows
+            if values:
+                texts, begins, empty = _documents(values)
+                rows, characters = at, characters + sum(map(len, texts))
+                yield texts, begins, empty, characters, [rows, characters]
 
 
 def _documents(values: list) -> tuple[list[str], list[bool], int]:

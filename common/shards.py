@@ -36,7 +36,7 @@ from common.sources import COMPRESSED, Source, find_source
 from common.tokenizer import gpt2_tokenizer
 
 BENCH_CHARACTERS = 2**24
-MOST_IN_FLIGHT = 2**23  # characters read and not yet written; datasets reads 10 MB at a time
+MOST_IN_FLIGHT = 2**23  # characters read and not yet written
 
 
 @dataclass
