@@ -1,7 +1,7 @@
 """Documents from files on the Hub or here, one after the other, however many there are.
 
-fsspec opens the files, here or on the Hub, and unpacks them; pyarrow reads Parquet. Memory holds some
-documents at a time, never a file.
+fsspec opens the files, here or on the Hub, and unpacks them; pyarrow reads Parquet. Memory holds
+some documents at a time, never a file.
 """
 
 import itertools
