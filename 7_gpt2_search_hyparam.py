@@ -16,36 +16,38 @@ too. Interrupted, the same command goes on; started twice, the two share the wor
 --device cuda:1).
 """
 
+import itertools
 import json
 import math
 import time
-import tomllib
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from common import checkpoint
-from common.cli import UserError, check_positive, duration, is_out_of_memory, parse, run
+from common.cli import (
+    UserError,
+    duration,
+    is_out_of_memory,
+    run,
+)
 from common.data import Batches
-from common.device import pick_device, seed_everything
-from common.disk import write_json
+from common.device import pick_device, seed_everything, synchronize
+from common.disk import lock, write_json
 from common.distributed import Ranks, StopSignal
 from common.evals import evaluate
 from common.init import init_weights, tie_weights
 from common.model import GPT, preset
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
-from common.phases import read_phases, steps_in_all
+from common.phases import read_phases, read_space, steps_in_all
 from common.runlog import run_folder
-from common.search import Claim, Search
+from common.search import WARMUP_STEPS, Claim, Search
 from common.searchplots import report, say
 from common.speed import autocast, autocast_dtype, pad_vocab
 from common.start import fingerprint
 from common.tokenfiles import open_tokens
 
-SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
-WARMUP_STEPS = 10
 LOOKS = 4  # evaluations a phase
 
 
@@ -67,32 +69,6 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
 
 
-class Diverged(Exception):
-    """A loss that is no number."""
-
-
-def read_space(options: Options) -> dict[str, tuple]:
-    """The values of each hyper-parameter, by name. Raises UserError for what no model can have."""
-    given = {}
-    if options.space:
-        try:
-            found = tomllib.loads(Path(options.space).read_text())
-            values = [(f"--{name.replace('_', '-')}", *map(str, v)) for name, v in found.items()]
-            given = asdict(parse(Options, [word for words in values for word in words]))
-            given = {name: given[name] for name in found}
-        except (OSError, ValueError, TypeError, UserError) as error:
-            raise UserError(f"--space {options.space} is no space: {error}") from None
-    space = {name: given.get(name, getattr(options, name)) for name in SPACE}
-    check_positive(options, *SPACE[1:])
-    space = {name: tuple(dict.fromkeys(values)) for name, values in space.items() if values}
-    for width in space["n_embd"]:
-        for heads in space.get("n_head", (width / 64,)):
-            if heads != int(heads) or width % heads:
-                raise UserError(f"a width of {width} and {heads:g} heads: give --n-embd in "
-                                "multiples of 64, or --n-head that divide it")  # fmt: skip
-    return space
-
-
 def open_search(options: Options, text: str) -> Search:
     """The search in --out, new or begun with the same options. Raises UserError for another."""
     phases, space = read_phases(options.phases), read_space(options)
@@ -104,16 +80,19 @@ def open_search(options: Options, text: str) -> Search:
                  "eval_tokens": options.eval_tokens, "seed": options.seed,
                  "text": text}  # fmt: skip
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-    file = Path(options.out).expanduser() / "search.json"
+    folder = run_folder(options.out)
+    file = folder / "search.json"
+    if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{options.out} holds something else: give another --out")
+    held = lock(folder / ".lock", wait=True)
     if file.exists():
         for name, value in json.loads(file.read_text()).items():
             if made_from[name] != value:
                 raise UserError(f"the search in {options.out} has {name} {value}, not "
                                 f"{made_from[name]}: give that, or another --out")  # fmt: skip
-    elif any(not path.name.startswith(".") for path in run_folder(options.out).iterdir()):
-        raise UserError(f"{options.out} holds something else: give another --out")
     else:
         write_json(file, made_from)
+    held.close()
     return Search(file.parent, phases, space, options.sampler, options.seed)
 
 
@@ -127,7 +106,8 @@ def build(values: dict, seed: int) -> GPT:
 def train(claim: Claim, until: int, tokens, options: Options, device, stop, look) -> dict:
     """Train a setting from its checkpoint, or from the start, up to a step; look(step, loss) at its
     held-out loss now and then. Returns its state, kept beside its weights: step, seconds, and a
-    curve of (step, seconds, held-out loss). Raises Diverged; KeyboardInterrupt if asked to stop."""
+    curve of (step, seconds, held-out loss); with a "reason" if the loss became no number. Raises
+    KeyboardInterrupt if asked to stop."""
     values, folder, ranks = claim.values, claim.folder / "checkpoints", Ranks(device)
     seed_everything(options.seed)
     model = build(values, options.seed).to(device).train()
@@ -145,6 +125,7 @@ def train(claim: Claim, until: int, tokens, options: Options, device, stop, look
         batches.restore(state["data"])
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
+    before, times = state["seconds"], []
     every = max(1, (until - state["step"]) // LOOKS)
     while state["step"] < until and not stop.asked:
         began = time.perf_counter()
@@ -157,37 +138,49 @@ def train(claim: Claim, until: int, tokens, options: Options, device, stop, look
         scaler.unscale_(optimizer)
         clip_gradients(model, 1.0)
         if not math.isfinite(loss.item()):
-            raise Diverged(f"loss {loss.item()} at step {state['step']}")
+            return state | {"reason": f"loss {loss.item()} at step {state['step']}"}
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         state["step"] += 1
-        state["seconds"] += time.perf_counter() - began
+        synchronize(device)
+        times.append(time.perf_counter() - began)
+        warm = times[1:2] + times[1:] if len(times) > 1 else times  # the first also warms up
+        state["seconds"] = before + sum(warm)
         if (until - state["step"]) % every == 0:
             with autocast(device, dtype):
                 after = evaluate(model, held_out, T).loss
             if not math.isfinite(after):
-                raise Diverged(f"held-out loss {after} at step {state['step']}")
+                return state | {"reason": f"held-out loss {after} at step {state['step']}"}
             state["curve"].append((state["step"], state["seconds"], after))
             look(state["step"], after)
-    state |= {"data": batches.state(), "scaler": scaler.state_dict()}
-    texts = {"state": state, "config": values, "model": {}}
-    checkpoint.write(folder, state["step"], checkpoint.collect(model, optimizer, ranks), texts, 1)
+    if times:
+        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
+        texts = {"state": state, "config": values, "model": {}}
+        tensors = checkpoint.collect(model, optimizer, ranks)
+        checkpoint.write(folder, state["step"], tensors, texts, 1)
     if stop.asked:
         raise KeyboardInterrupt
     return state
 
 
 def main(options: Options) -> None:
-    read_phases(options.phases), read_space(options)  # complain before any work
+    if options.eval_tokens < 2:
+        raise UserError(f"--eval-tokens is {options.eval_tokens}: give 2 or more")
+    read_phases(options.phases)
+    space = read_space(options)
     device = pick_device(options.device)
     checkpoint.repeat_exactly(device)
     tokens = open_tokens(options.data)
+    for B, T in itertools.product(space["batch_size"], space["block_size"]):
+        Batches(tokens.train, B, T)  # complains if the text is too short
     search = open_search(options, fingerprint(tokens))
     total, done, began = steps_in_all(search.phases), 0, time.perf_counter()
     print(f"{total:,} steps in {len(search.phases)} phases: {options.phases}")
     with StopSignal() as stop:
         while not search.finished:
+            if stop.asked:
+                raise KeyboardInterrupt
             claim = search.claim()
             if claim is None:
                 time.sleep(2)  # the rest of this phase is in other hands
@@ -205,17 +198,17 @@ def main(options: Options) -> None:
 
             try:
                 state = train(claim, until, tokens, options, device, stop, look)
-            except (Diverged, RuntimeError) as error:
-                if not isinstance(error, Diverged) and not is_out_of_memory(error):
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
                     raise
-                reason = str(error) if isinstance(error, Diverged) else "the memory is full"
-                print(f"setting {claim.number} failed: {reason}")
-                search.tell(claim, None, reason=reason)
-            else:
-                loss, curve = state["curve"][-1][2], state["curve"]
-                search.tell(claim, loss, seconds=state["seconds"], curve=curve)
+                state = {"reason": "the memory is full"}
+            facts = {name: state[name] for name in ("reason", "seconds", "curve") if name in state}
+            search.tell(claim, None if "reason" in state else state["curve"][-1][2], **facts)
+            if "reason" in state:
+                print(f"setting {claim.number} failed: {state['reason']}")
             done += until - before
-    report(search)
+    with search.alone():
+        report(search)
 
 
 if __name__ == "__main__":

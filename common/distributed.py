@@ -182,4 +182,4 @@ class StopSignal:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         note = f"\n{signal.Signals(number).name}: finishing this step; Ctrl-C again ends at once\n"
-        os.write(sys.stderr.fileno(), note.encode())  # print is not safe in a handler
+        os.write(2, note.encode())  # print is not safe in a handler

@@ -1,9 +1,13 @@
-"""The phases of a search: ever fewer settings, trained ever longer."""
+"""The phases of a search, ever fewer settings trained ever longer, and the space they are from."""
 
 import math
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from common.cli import UserError
+from common.cli import UserError, check_lr_and_seed, check_positive, parse
+
+SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
 
 
 @dataclass(frozen=True)
@@ -32,3 +36,31 @@ def steps_in_all(phases: list[Phase]) -> int:
     """How many steps the phases are together, each trained once."""
     befores = [0, *(phase.steps for phase in phases)]
     return sum(p.settings * (p.steps - before) for p, before in zip(phases, befores, strict=False))
+
+
+def read_space(options) -> dict[str, tuple]:
+    """The values of each hyper-parameter, by name; a file's win over the options'. Raises UserError
+    for what no model can have."""
+    if options.space:
+        try:
+            found = tomllib.loads(Path(options.space).read_text())
+            if not set(found) <= set(SPACE):
+                raise ValueError(f"it has {', '.join(set(found) - set(SPACE))}")
+            words = [(f"--{name.replace('_', '-')}", *map(str, v)) for name, v in found.items()]
+            given = parse(type(options), [word for words in words for word in words])
+            options = replace(options, **{name: getattr(given, name) for name in found})
+        except (OSError, ValueError, TypeError, UserError) as error:
+            raise UserError(f"--space {options.space} is no space: {error}") from None
+    check_positive(options, *SPACE[1:])
+    check_lr_and_seed(options)
+    space = {name: tuple(dict.fromkeys(getattr(options, name))) for name in SPACE}
+    for name, values in space.items():
+        if not values and name != "n_head":
+            raise UserError(f"--{name.replace('_', '-')} has no value: give one or more")
+    space = {name: values for name, values in space.items() if values}
+    for width in space["n_embd"]:
+        for heads in space.get("n_head", (width / 64,)):
+            if heads != int(heads) or width % heads:
+                raise UserError(f"a width of {width} and {heads:g} heads: give --n-embd in "
+                                "multiples of 64, or --n-head that divide it")  # fmt: skip
+    return space

@@ -1,5 +1,5 @@
 """A search in phases: many settings are trained for a few steps, the best of them for more, and so
-on. A setting that goes on keeps its checkpoint: no step is trained twice.
+on. A setting that goes on keeps its checkpoint: no phase is trained twice.
 
 Optuna keeps the settings and what came of them in study.db, a study a phase, and chooses the first
 ones. Several processes may work on one folder: what is whose is settled under a lock, and a setting
@@ -8,6 +8,7 @@ whose process has died is free again.
 
 import itertools
 import math
+import random
 import shutil
 import warnings
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from common.cli import UserError
 from common.disk import lock
 from common.phases import Phase
 
+WARMUP_STEPS = 10
 TRIES = 20  # draws of a sampler that may repeat itself; then the next of the grid is taken
 
 
@@ -49,26 +51,20 @@ class Search:
             for name, values in space.items()
         }
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        samplers = {
-            "grid": lambda: optuna.samplers.GridSampler(space, seed),
-            "random": lambda: optuna.samplers.RandomSampler(seed),
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        }
-        storage = f"sqlite:///{folder / 'study.db'}"
-        with self._alone(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            names = [f"phase {k + 1}" for k in range(len(phases))]
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        self.sampler, self.seed = sampler, seed
+        with self.alone():
             self.studies = [
-                optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-                for name in names
-            ]
-            # Draws alone: told of the last of its grid, the grid sampler would stop the program.
-            self.draws = optuna.load_study(
-                storage=storage, study_name=names[0], sampler=samplers[sampler]()
-            )
+                optuna.create_study(
+                    storage=f"sqlite:///{folder / 'study.db'}", study_name=f"phase {k + 1}",
+                    load_if_exists=True,
+                )
+                for k in range(len(phases))
+            ]  # fmt: skip
 
     @contextmanager
-    def _alone(self):
+    def alone(self):
+        """Within it, no other process writes into the folder."""
         held = lock(self.folder / ".lock", wait=True)
         try:
             yield
@@ -78,9 +74,9 @@ class Search:
     def claim(self) -> Claim | None:
         """The next setting to train; None if all that is left is in other hands, or nothing is: see
         `finished`. Raises UserError if every setting of a phase has failed."""
-        with self._alone():
+        with self.alone():
             for k in range(len(self.phases)):
-                if k and not self.trials(k):
+                if k and "promoted" not in self.studies[k].user_attrs:
                     self._promote(k)
                 trials = self.trials(k)
                 for trial in trials:  # in other hands, or left by a process that died
@@ -103,9 +99,9 @@ class Search:
         return drawn and bool(last) and all(trial.state.is_finished() for trial in last)
 
     def trials(self, k: int) -> list[FrozenTrial]:
-        """The settings of a phase, without draws that repeated others."""
+        """The settings of a phase: without draws that repeated others, or were cut off."""
         trials = self.studies[k].get_trials(deepcopy=False)
-        return [trial for trial in trials if trial.state != TrialState.PRUNED]
+        return [trial for trial in trials if "setting" in trial.user_attrs]
 
     def complete(self, k: int) -> list[FrozenTrial]:
         """A phase's settings that came to its end, best first."""
@@ -125,15 +121,9 @@ class Search:
         found = [trials[0].value for k in range(len(self.phases)) if (trials := self.complete(k))]
         return min(found, default=math.inf)
 
-    def number(self, k: int, trial: FrozenTrial | Trial) -> int:
-        """Of the setting: its place in the first phase."""
-        if k:
-            return trial.user_attrs["setting"]
-        return [other.number for other in self.trials(0)].index(trial.number)
-
     def tell(self, claim: Claim, loss: float | None, **facts) -> None:
         """Note how a setting did, and give it free: its held-out loss, None if it failed."""
-        with self._alone():
+        with self.alone():
             for name, value in facts.items():
                 claim.trial.set_user_attr(name, value)
             state = TrialState.FAIL if loss is None else TrialState.COMPLETE
@@ -141,36 +131,57 @@ class Search:
         claim.lock.close()
 
     def _draw(self) -> Trial:
-        """A setting that was not there before, by the sampler if it finds one."""
+        """A setting that was not there before, by the sampler if it finds one. It counts once it
+        has its number; a draw that repeats another is told as failed: no sampler learns from it."""
         seen = [trial.params for trial in self.trials(0)]
         for _ in range(TRIES):
-            trial = self.draws.ask(self.distributions)
+            draws = optuna.load_study(
+                storage=self.studies[0]._storage, study_name="phase 1", sampler=self._new_sampler()
+            )
+            trial = draws.ask(self.distributions)
             if trial.params not in seen:
+                trial.set_user_attr("setting", len(seen))
                 return Trial(self.studies[0], trial._trial_id)
-            self.studies[0].tell(trial, state=TrialState.PRUNED)
+            self.studies[0].tell(trial.number, state=TrialState.FAIL)
         grid = itertools.product(*self.space.values())
         settings = (dict(zip(self.space, values, strict=True)) for values in grid)
-        self.studies[0].enqueue_trial(next(setting for setting in settings if setting not in seen))
+        unseen = [setting for setting in settings if setting not in seen]
+        chosen = random.Random(self.seed + len(seen)).choice(unseen)
+        self.studies[0].enqueue_trial(chosen, {"setting": len(seen)})
         return self.studies[0].ask(self.distributions)
 
+    def _new_sampler(self) -> optuna.samplers.BaseSampler:
+        """With a seed that every draw of every process has for itself."""
+        seed = self.seed + len(self.studies[0].get_trials(deepcopy=False))
+        if self.sampler == "grid":
+            return optuna.samplers.GridSampler(self.space, seed)
+        if self.sampler == "random":
+            return optuna.samplers.RandomSampler(seed)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
     def _promote(self, k: int) -> None:
-        """Let the best of the phase before go on; the checkpoints of the others go."""
+        """Let the best of the phase before go on; the checkpoints of the others go. A kill within
+        leaves the rest to whoever comes next."""
         best, before = self.complete(k - 1)[: self.phases[k].settings], self.trials(k - 1)
         if not best:
             why = before[0].user_attrs["reason"]
             raise UserError(f"every setting of phase {k} failed, the first so: {why}")
-        kept = [self.number(k - 1, trial) for trial in best]
-        for number, trial in zip(kept, best, strict=True):
-            self.studies[k].enqueue_trial(trial.params, {"setting": number})
-        for number in {self.number(k - 1, trial) for trial in before} - set(kept):
+        there = {trial.user_attrs["setting"] for trial in self.trials(k)}
+        for trial in best:
+            if trial.user_attrs["setting"] not in there:
+                number = {"setting": trial.user_attrs["setting"]}
+                self.studies[k].enqueue_trial(trial.params, number)
+        kept = {trial.user_attrs["setting"] for trial in best}
+        for number in {trial.user_attrs["setting"] for trial in before} - kept:
             shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
+        self.studies[k].set_user_attr("promoted", True)
 
     def folder_of(self, number: int) -> Path:
         return self.folder / "settings" / f"{number:04d}"
 
     def _take(self, k: int, trial: Trial) -> Claim | None:
         """This process's claim on a setting; None if another process has it."""
-        number = self.number(k, trial)
+        number = trial.user_attrs["setting"]
         folder = self.folder_of(number)
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock")

@@ -1,5 +1,6 @@
 """What a search found, drawn: curves by hyper-parameter, importances, loss against time."""
 
+import os
 import warnings
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -7,11 +8,12 @@ from statistics import fmean, pstdev
 import optuna
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial
 
 from common.cli import UserError
 from common.runlog import save_picture
-from common.search import Search
+from common.search import WARMUP_STEPS, Search
 
 
 def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) -> None:
@@ -27,7 +29,10 @@ def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) 
             steps, seconds, losses = zip(*trial.user_attrs["curve"], strict=True)
             value = trial.params[name]
             for row, x in enumerate((steps, seconds)):
-                rows[row][column].plot(x, losses, ".-", color=colors[value], linewidth=1, alpha=0.8)
+                line = {"color": colors[value], "linewidth": 1, "alpha": 0.8}
+                rows[row][column].plot(x, losses, ".-", **line)
+                if trial.value is None:  # it failed there
+                    rows[row][column].plot(x[-1:], losses[-1:], "x", **line)
         for value, color in colors.items():
             rows[0][column].plot([], [], color=color, label=f"{value:g}")
         rows[0][column].legend(title=name, fontsize=7, title_fontsize=8)
@@ -37,17 +42,20 @@ def draw_curves(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) 
         row[0].set(ylabel="held-out loss")
         for axes in row:
             axes.grid(alpha=0.3)
+            axes.xaxis.set_minor_formatter(NullFormatter())
     save_picture(figure, path)
 
 
-def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, dict[str, float]]:
-    """How much each hyper-parameter has to do with being among the best third of these trials, as
-    shares (PED-ANOVA, Watanabe et al., 2023, by Optuna), for two meanings of best: the loss, and
-    the loss together with the seconds, each in its standard deviations. Empty if there is too
-    little to compare."""
+def importances(
+    study: optuna.Study, trials: list[FrozenTrial], names: list[str]
+) -> dict[str, dict[str, float]]:
+    """How much each of the named hyper-parameters has to do with being among the best third of
+    these trials, as shares (PED-ANOVA, Watanabe et al., 2023, by Optuna), for two meanings of best:
+    the loss, and the loss together with the seconds, each in its standard deviations. Empty if
+    there is too little to compare."""
     losses = [trial.value for trial in trials]
     times = [trial.user_attrs["seconds"] for trial in trials]
-    if len(trials) < 4 or not pstdev(losses) or not pstdev(times):
+    if not names or len(trials) < 4 or not pstdev(losses) or not pstdev(times):
         return {}
 
     def both(trial: FrozenTrial) -> float:
@@ -61,12 +69,12 @@ def importances(study: optuna.Study, trials: list[FrozenTrial]) -> dict[str, dic
         for name, target in targets.items():
             how = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=1 / 3)
             found[name] = optuna.importance.get_param_importances(
-                study, evaluator=how, target=target
+                study, evaluator=how, target=target, params=names
             )
     return found
 
 
-def draw_importances(path: Path, found: dict[str, dict[str, float]]) -> None:
+def draw_importances(path: Path, found: dict[str, dict[str, float]], title: str) -> None:
     """A pair of bars for each hyper-parameter, the most important for the loss on top."""
     names = list(next(iter(found.values())))
     figure = Figure(figsize=(7, 0.6 * len(names) + 1.4), layout="constrained")
@@ -78,7 +86,7 @@ def draw_importances(path: Path, found: dict[str, dict[str, float]]) -> None:
     axes.set_yticks([n + 0.19 for n in range(len(names))], names)
     axes.invert_yaxis()
     axes.margins(x=0.15)
-    axes.set(xlabel="share of importance")
+    axes.set(xlabel="share of importance", title=title)
     axes.legend()
     save_picture(figure, path)
 
@@ -117,33 +125,44 @@ def say(values: dict) -> str:
 def report(search: Search) -> None:
     """Print the table of the best, and leave the pictures and best.toml in the search's folder.
     Raises UserError if no setting came to the end."""
-    phases = {f"{p.settings} settings, {p.steps} steps": search.complete(k)
-              for k, p in enumerate(search.phases)}  # fmt: skip
-    last, trials = search.complete(len(phases) - 1), {}
-    for k in range(len(phases)):  # a setting's longest curve
-        trials |= {search.number(k, trial): trial for trial in search.complete(k)}
-    if not last:
-        raise UserError(f"every setting of the last phase failed: see {search.folder}/study.db")
-    print(f"\n{'setting':>8}{'loss':>9}{'seconds':>9}  after {search.phases[-1].steps} steps")
+    ends = {f"{p.settings} settings, {p.steps} steps": search.complete(k)
+            for k, p in enumerate(search.phases)}  # fmt: skip
+    reached = [k for k in range(len(search.phases)) if search.complete(k)]
+    if not reached:
+        raise UserError(f"every setting failed: see {search.folder}/study.db")
+    last, steps = search.complete(reached[-1]), search.phases[reached[-1]].steps
+    longest = {}  # each setting's curve, at the end of its last phase
+    for k in range(len(search.phases)):
+        found = [trial for trial in search.trials(k) if trial.user_attrs.get("curve")]
+        longest |= {trial.user_attrs["setting"]: trial for trial in found}
+    failed = sum(trial.value is None for trial in longest.values())
+    print(f"\n{'setting':>8}{'loss':>9}{'seconds':>9}  after {steps} steps")
     for trial in last[:10]:
-        number, seconds = search.number(len(phases) - 1, trial), trial.user_attrs["seconds"]
+        number, seconds = trial.user_attrs["setting"], trial.user_attrs["seconds"]
         print(f"{number:>8}{trial.value:>9.4f}{seconds:>9.1f}  {say(trial.params)}")
     folder, best = search.folder, last[0]
-    draw_curves(folder / "curves.png", list(trials.values()), search.space)
-    draw_front(folder / "front.png", {title: found for title, found in phases.items() if found})
-    shares = importances(search.studies[0], search.complete(0))
+    draw_curves(folder / "curves.png", list(longest.values()), search.space)
+    draw_front(folder / "front.png", {title: found for title, found in ends.items() if found})
+    names = [name for name, values in search.space.items() if len(values) > 1]
+    shares = importances(search.studies[0], search.complete(0), names)
     if shares:
-        draw_importances(folder / "importance.png", shares)
+        title = f"after {search.phases[0].steps} steps" + f", without {failed} failed" * bool(
+            failed
+        )
+        draw_importances(folder / "importance.png", shares, title)
         for target, values in shares.items():
             shown = ", ".join(f"{name} {value:.0%}" for name, value in values.items())
-            print(f"importance for {target}: {shown}")
+            print(f"importance for {target}, {title}: {shown}")
     p = best.params
     lines = [
-        f"# held-out loss {best.value:.4f} after {search.phases[-1].steps} steps",
+        f"# held-out loss {best.value:.4f} after {steps} steps, at a constant rate after warm-up",
         f'model = "{p["n_layer"]}x{p.get("n_head", p["n_embd"] // 64)}x{p["n_embd"]}"',
         *(f"{name} = {p[name]}" for name in ("lr", "batch_size", "block_size")),
         f"total_batch_tokens = {p['batch_size'] * p['block_size']}",
-        f"steps = {search.phases[-1].steps}",
+        f"steps = {steps}",
+        f"warmup_steps = {min(WARMUP_STEPS, steps)}",
     ]
-    (folder / "best.toml").write_text("\n".join(lines) + "\n")
+    partial = folder / ".best.partial"
+    partial.write_text("\n".join(lines) + "\n")
+    os.replace(partial, folder / "best.toml")
     print(f"kept: {folder}/best.toml, for 6_gpt2_train_hyparam.py --recipe {folder}/best.toml")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from common import checkpoint, searchplots
 from common.cli import UserError
-from common.phases import Phase, read_phases, steps_in_all
+from common.phases import Phase, read_phases, read_space, steps_in_all
 from common.search import Search
 from common.searchplots import front
 
@@ -108,7 +108,7 @@ def curves(folder: str) -> dict:
     phases = read_phases(made_from["phases"])
     search = Search(Path(folder), phases, made_from["space"], made_from["sampler"], 0)
     return {
-        (k, search.number(k, t)): (
+        (k, t.user_attrs["setting"]): (
             t.params, t.state, [(step, loss) for step, _, loss in t.user_attrs.get("curve", [])]
         )
         for k in range(len(phases)) for t in search.trials(k)
@@ -142,7 +142,7 @@ def test_a_search_as_a_user_makes_it(call, text_file):
     values = found[2, winner][0]
     assert recipe == {
         "model": f"{values['n_layer']}x1x64", "lr": values["lr"],
-        "batch_size": values["batch_size"], "block_size": 16, "steps": 12,
+        "batch_size": values["batch_size"], "block_size": 16, "steps": 12, "warmup_steps": 10,
         "total_batch_tokens": 16 * values["batch_size"],
     }  # fmt: skip
     code, stdout, stderr = call(6, "--recipe", "s/best.toml", "--data", str(text_file), "--compile",
@@ -195,6 +195,55 @@ def test_ctrl_c_keeps_the_setting_under_way(call, text_file, tmp_path):
     assert process.returncode == 130 and "Traceback" not in stderr
     path = checkpoint.newest(tmp_path / "s/settings/0000/checkpoints")
     assert 0 < checkpoint.read(path)["state"]["step"] < 4000
+
+
+def test_a_signal_before_the_first_step_and_while_waiting(call, text_file, monkeypatch):
+    """A setting claimed, nothing trained: the same command goes on. A waiting one stops, too."""
+    options = (*SMALL, "--phases", "2x4,1x8", "--data", str(text_file), "--out", "s")
+    script_step = checkpoint.newest
+
+    def signalled(folder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return script_step(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "newest", signalled)
+        assert call(7, *options)[0] == 130
+    assert call(7, *options)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "finished", False)
+        patch.setattr(Search, "claim", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        assert call(7, *options)[0] == 130
+
+
+def test_a_promotion_that_was_cut_off_is_finished(tmp_path, monkeypatch):
+    search = Search(tmp_path, read_phases("4x5,3x9"), SPACE, "grid", 1)
+    for loss in (4.0, 1.0, 3.0, 2.0):
+        search.tell(search.claim(), loss, seconds=1.0, curve=[])
+    enqueue, calls = search.studies[1].enqueue_trial, []
+
+    def killed(*args):
+        calls.append(enqueue(*args))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.studies[1], "enqueue_trial", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search.claim()
+    again = Search(tmp_path, read_phases("4x5,3x9"), SPACE, "grid", 1)
+    claims = [again.claim() for _ in range(4)]
+    assert [claim and claim.number for claim in claims] == [1, 3, 2, None]
+
+
+def test_a_draw_that_was_cut_off_is_no_setting(tmp_path):
+    search = Search(tmp_path, read_phases("9x5"), SPACE, "random", 1)
+    search.studies[0].ask()  # and a kill
+    numbers = []
+    while not search.finished:
+        claim = search.claim()
+        numbers.append(claim.number)
+        search.tell(claim, 1.0, seconds=1.0, curve=[])
+    assert numbers == list(range(9))
 
 
 def test_two_processes_share_the_work(text_file, tmp_path):
@@ -276,7 +325,7 @@ def test_the_pictures_hold_what_they_claim(tmp_path, monkeypatch):
     dots, line = kept["front"].axes[0].lines
     assert list(dots.get_ydata()) == [3, 4, 5] and list(line.get_ydata()) == [3]
     shares = {"loss": {"lr": 0.8, "n_layer": 0.2}, "loss and time": {"lr": 0.3, "n_layer": 0.7}}
-    searchplots.draw_importances("importance", shares)
+    searchplots.draw_importances("importance", shares, "after 5 steps")
     widths = [bar.get_width() for bar in kept["importance"].axes[0].patches]
     assert widths == [0.8, 0.2, 0.3, 0.7]
 
@@ -289,7 +338,7 @@ def test_the_importances_find_what_matters(tmp_path):
         lr, layers = claim.values["lr"], claim.values["n_layer"]
         loss = 5.0 + abs(math.log10(lr) + 2) + 0.01 * layers
         search.tell(claim, loss, seconds=10.0 * layers + lr, curve=[])
-    shares = searchplots.importances(search.studies[0], search.complete(0))
+    shares = searchplots.importances(search.studies[0], search.complete(0), list(SPACE))
     assert shares["loss"]["lr"] > 0.8
     assert shares["loss and time"]["n_layer"] > shares["loss"]["n_layer"]
 
@@ -321,12 +370,18 @@ def test_bad_input(refused, text_file, call):
     assert {values["lr"] for values, _, _ in curves("s").values()} <= {1e-3, 1e-2}
     refused("has space", 7, *small)
     refused("has phases 2x2, not 2x3", 7, *small, "--space", "space.toml", "--phases", "2x3")
+    refused("--eval-tokens is 0", 7, *SMALL, *data, "--eval-tokens", "0")
+    refused("fewer than a batch", 7, *SMALL, *data, "--block-size", "16", "1000")
+    for text, words in {"lr = [-1e-3]": "--lr is -0.001", "batch_size = [0]": "--batch-size is 0",
+                        "lr = []": "lr", "seed = [5]": "it has seed"}.items():  # fmt: skip
+        Path("space.toml").write_text(text)
+        refused(words, 7, *data, "--space", "space.toml", "--out", "new")
 
 
 def test_the_default_space_has_what_the_docstring_says():
     script = load_script(7)
     options = script.Options()
-    space = script.read_space(options)
+    space = read_space(options)
     assert min(space["lr"]) == 1e-5 and max(space["lr"]) == 1e-1
     assert math.prod(map(len, space.values())) >= read_phases(options.phases)[0].settings
     assert "n_head" not in space
