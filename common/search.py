@@ -151,10 +151,10 @@ class Search:
         return self.studies[0].ask(self.distributions)
 
     def _new_sampler(self) -> optuna.samplers.BaseSampler:
-        """With a seed that every draw of every process has for itself."""
-        seed = self.seed + len(self.studies[0].get_trials(deepcopy=False))
+        """The grid's knows what was drawn; the others get a seed for each draw, of any process."""
         if self.sampler == "grid":
-            return optuna.samplers.GridSampler(self.space, seed)
+            return optuna.samplers.GridSampler(self.space, self.seed)
+        seed = self.seed + len(self.studies[0].get_trials(deepcopy=False))
         if self.sampler == "random":
             return optuna.samplers.RandomSampler(seed)
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
