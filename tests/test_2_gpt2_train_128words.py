@@ -41,11 +41,11 @@ def test_the_loop_is_adamw_by_hand():
 
 def test_a_small_model_recites_the_paragraph(tmp_path):
     done = run_script(
-        2, "--model", "gpt-mini", "--steps", "120", "--lr", "1e-3", "--device", "cpu", cwd=tmp_path
+        2, "--model", "gpt-micro", "--steps", "60", "--lr", "2e-3", "--device", "cpu", cwd=tmp_path
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
     losses = [float(loss) for loss in re.findall(r"loss +([\d.]+)", done.stdout)]
-    assert len(losses) == 120 and losses[0] > 10 and losses[-1] < 0.1
+    assert len(losses) == 60 and losses[0] > 10 and losses[-1] < 0.1
     assert "recalled: 100.0% of 128 tokens" in done.stdout
     assert "> A lighthouse keeper once tried to teach the sea to count." in done.stdout
 
