@@ -26,12 +26,7 @@ from typing import Literal
 import torch
 
 from common import checkpoint
-from common.cli import (
-    UserError,
-    duration,
-    is_out_of_memory,
-    run,
-)
+from common.cli import UserError, duration, is_out_of_memory, run
 from common.data import Batches
 from common.device import pick_device, seed_everything, synchronize
 from common.disk import lock, write_json

@@ -122,8 +122,13 @@ def say(values: dict) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
+def _print_row(start: str, cells: dict[str, str]) -> None:
+    """A line of a table with a column for each hyper-parameter, under its name."""
+    print(start + "".join(f"{cells[name]:>{max(7, len(name) + 2)}}" for name in cells))
+
+
 def report(search: Search) -> None:
-    """Print the table of the best, and leave the pictures and best.toml in the search's folder.
+    """Print what is best and what matters; leave pictures and best.toml in the search's folder.
     Raises UserError if no setting came to the end."""
     ends = {f"{p.settings} settings, {p.steps} steps": search.complete(k)
             for k, p in enumerate(search.phases)}  # fmt: skip
@@ -136,23 +141,25 @@ def report(search: Search) -> None:
         found = [trial for trial in search.trials(k) if trial.user_attrs.get("curve")]
         longest |= {trial.user_attrs["setting"]: trial for trial in found}
     failed = sum(trial.value is None for trial in longest.values())
-    print(f"\n{'setting':>8}{'loss':>9}{'seconds':>9}  after {steps} steps")
+    print(f"\nthe best, after {steps} steps")
+    _print_row(f"{'setting':>8}{'loss':>8}{'seconds':>8}", {name: name for name in search.space})
     for trial in last[:10]:
         number, seconds = trial.user_attrs["setting"], trial.user_attrs["seconds"]
-        print(f"{number:>8}{trial.value:>9.4f}{seconds:>9.1f}  {say(trial.params)}")
+        values = {name: f"{trial.params[name]:g}" for name in search.space}
+        _print_row(f"{number:>8}{trial.value:>8.4f}{seconds:>8.1f}", values)
     folder, best = search.folder, last[0]
     draw_curves(folder / "curves.png", list(longest.values()), search.space)
     draw_front(folder / "front.png", {title: found for title, found in ends.items() if found})
     names = [name for name, values in search.space.items() if len(values) > 1]
     shares = importances(search.studies[0], search.complete(0), names)
     if shares:
-        title = f"after {search.phases[0].steps} steps" + f", without {failed} failed" * bool(
-            failed
-        )
+        without = f", without {failed} failed" if failed else ""
+        title = f"after {search.phases[0].steps} steps{without}"
         draw_importances(folder / "importance.png", shares, title)
+        print(f"importance, {title}, for")
         for target, values in shares.items():
-            shown = ", ".join(f"{name} {value:.0%}" for name, value in values.items())
-            print(f"importance for {target}, {title}: {shown}")
+            shown = {name: f"{values[name]:.0%}" if name in values else "" for name in search.space}
+            _print_row(f"{target:>24}", shown)
     p = best.params
     lines = [
         f"# held-out loss {best.value:.4f} after {steps} steps, at a constant rate after warm-up",
@@ -165,4 +172,5 @@ def report(search: Search) -> None:
     partial = folder / ".best.partial"
     partial.write_text("\n".join(lines) + "\n")
     os.replace(partial, folder / "best.toml")
-    print(f"kept: {folder}/best.toml, for 6_gpt2_train_hyparam.py --recipe {folder}/best.toml")
+    print("kept: pictures, and best.toml; to train that setting as a run:")
+    print(f"  python 6_gpt2_train_hyparam.py --recipe {folder}/best.toml")

@@ -122,7 +122,7 @@ def test_a_search_as_a_user_makes_it(call, text_file):
     look = r"^phase \d/3  setting +\d+  step +\d+  loss ([\d.]+)  best ([\d.]+)  .* left$"
     looks = re.findall(look, stdout, re.M)
     assert len(looks) == 4 * 8 and all(float(best) <= float(loss) for loss, best in looks)
-    assert max(len(line) for line in stdout.splitlines() if line.startswith("phase")) <= 80
+    assert max(map(len, stdout.splitlines())) <= 80
     found = curves("s")
     assert sorted(k for k, _ in found) == [0] * 5 + [1] * 2 + [2]
     losses = {n: curve[-1][1] for (k, n), (_, _, curve) in found.items() if k == 0}
@@ -140,6 +140,11 @@ def test_a_search_as_a_user_makes_it(call, text_file):
     (winner,) = (n for k, n in found if k == 2)
     recipe = tomllib.loads(Path("s/best.toml").read_text())
     values = found[2, winner][0]
+    row = [f"{values[name]:g}" for name in ("lr", "batch_size", "block_size", "n_embd", "n_layer")]
+    table = stdout.split("the best, after 12 steps\n")[1].splitlines()
+    assert table[0].split() == ["setting", "loss", "seconds", *values]
+    assert table[1].split()[0] == str(winner) and table[1].split()[3:] == row
+    assert table[2] == "importance, after 4 steps, for" and len(table[3].split()) == 4
     assert recipe == {
         "model": f"{values['n_layer']}x1x64", "lr": values["lr"],
         "batch_size": values["batch_size"], "block_size": 16, "steps": 12, "warmup_steps": 10,
