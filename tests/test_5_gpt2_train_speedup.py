@@ -298,7 +298,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     rounded = [r for r in rows if r["name"].startswith("2")]
     assert all(r["loss"] != rows[0]["loss"] for r in rounded)  # 16 bits were really used
     compiled = [r for r in rows if r["name"].startswith(("5", "Hugging"))]
-    assert all(r["first_step"] > 3 * max(r["seconds"]) for r in compiled)
+    assert all(r["first_step"] > 3 * min(r["seconds"]) for r in compiled)  # it did compile
     assert {p.name for p in (tmp_path / "runs/5_speedup").iterdir()} == {"ladder.png"}
 
 
