@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from common.bench import Ladder, PeakMemory, Row, attention_gain, draw_ladder, timed
-from common.cli import UserError, run
+from common.cli import UserError, duration, run
 from common.data import Batches, load_tokens
 from common.device import describe, pick_device, release_memory, seed_everything
 from common.init import init_weights, tie_weights
@@ -165,8 +165,8 @@ def climb(ladder: Ladder, config: GPTConfig, batches, device, options: Options) 
             row = timed_row(name, setting, previous if options.only is None else None)
             if k == 0:
                 rows = 1 if options.only == 0 else 2 if options.only else options.upto + 2
-                left = rows * len(batches) * row.ms / 60_000 + 1
-                print(f"{'':17} about {left:.0f} minutes to go, less where rungs are skipped")
+                left = rows * len(batches) * row.ms / 1000 + 60
+                print(f"{'':17} about {duration(left)} to go, less where rungs are skipped")
             previous = row
     if options.only is None and options.upto == len(RUNGS) - 1:
         theirs = timed_row("Hugging Face", setting, hugging_face=True)

@@ -287,7 +287,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     for words in ("0 fp32", "1 TF32", "skipped", "Hugging Face", "0 fp32, again", "drift",
-                  "2.3×·1.05×", "minutes to go"):  # fmt: skip
+                  "2.3×·1.05×", "to go, less"):  # fmt: skip
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 90
     result = json.loads((tmp_path / "l.json").read_text())
@@ -302,6 +302,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     assert {p.name for p in (tmp_path / "runs/5_speedup").iterdir()} == {"ladder.png"}
 
 
+@pytest.mark.usefixtures("quick_peak")
 def test_upto_and_only(call, text_file):
     data = ("--data", str(text_file))
     code, stdout, _ = call(5, *SMALL, *data, "--upto", "0")
