@@ -20,10 +20,16 @@ from safetensors.torch import load_file
 
 from common import checkpoint, searchplots
 from common.cli import UserError
+from common.data import Batches, load_tokens
+from common.init import init_weights, tie_weights
+from common.model import GPT, GPTConfig
+from common.optim import adamw, parameter_groups
 from common.phases import Phase, read_phases, read_space, steps_in_all
 from common.search import Search
 from common.searchplots import front
+from common.speed import autocast, autocast_dtype, pad_vocab
 
+CPU = torch.device("cpu")
 # Settings of milliseconds a step.
 SMALL = (
     "--phases", "5x4,2x8,1x12", "--lr", "1e-3", "1e-2", "--batch-size", "2", "4",
@@ -155,6 +161,28 @@ def test_a_search_as_a_user_makes_it(call, text_file):
     assert code == 0 and "recipe: s/best.toml" in stdout, stderr
 
 
+def test_a_setting_is_trained_as_by_hand(call, text_file):
+    """Twelve steps: warm-up, then a constant rate; the clip; what decays. The same bits."""
+    one = ("--lr", "1e-2", "--batch-size", "2", "--n-layer", "1", "--phases", "1x12")
+    assert call(7, *SMALL, *one, "--data", str(text_file), "--out", "s")[0] == 0
+    model = pad_vocab(init_weights(tie_weights(GPT(GPTConfig(1, 1, 64, 16))), 1337))
+    optimizer = adamw(parameter_groups(model, 0.1), 1.0)
+    batches, norms = Batches(load_tokens(str(text_file)).train, 2, 16, seed=1337), []
+    for lr in [1e-3 * n for n in range(1, 11)] + [1e-2] * 2:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(CPU, autocast_dtype(CPU)):
+            loss = model(*next(batches))[1]
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert max(norms) > 1
+    weights = load_file("s/settings/0000/checkpoints/step_00000012/model.safetensors")
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter, rtol=0, atol=0)
+
+
 def test_continuing_equals_training_in_one_go(call, text_file):
     """The winner of three phases, and the same setting alone: the same weights bit for bit."""
     data = ("--data", str(text_file), "--eval-tokens", "100")
@@ -168,6 +196,8 @@ def test_continuing_equals_training_in_one_go(call, text_file):
     weights = [load_file(folder / "model.safetensors") for folder in folders]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert dict(curves("one")[0, 0][2])[12] == dict(curve)[12]
+    ends = [seconds for _, seconds, _ in checkpoint.read(folders[0])["state"]["curve"]][3::4]
+    assert 0 < ends[0] < ends[1] < ends[2]  # the seconds of all three phases
 
 
 def test_a_killed_search_goes_on_to_the_same_end(call, text_file, tmp_path):
