@@ -1,8 +1,8 @@
 """Stage 7: which hyper-parameters matter, found in phases and drawn.
 
-New here: common/phases.py and common/search.py (who trains what, when) and common/searchplots.py
-(what was found, drawn). The loop is stage 6's without its comforts: it trains one setting for the
-steps that a phase adds.
+New here: common/phases.py, common/draw.py and common/search.py (who trains what, when),
+common/searchstart.py, and common/importance.py and common/searchplots.py (what was found, drawn).
+The loop is stage 6's without its comforts: it trains one setting for the steps that a phase adds.
 
     python 7_gpt2_search_hyparam.py                          # two CPU cores: under 10 minutes
     python 7_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe --data my_own.txt
@@ -17,33 +17,34 @@ too. Interrupted, the same command goes on; started twice, the two share the wor
 """
 
 import itertools
-import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from optuna.exceptions import StorageInternalError
 
 from common import checkpoint
 from common.cli import UserError, duration, is_out_of_memory, run
-from common.data import Batches
+from common.data import Batches, Tokens
 from common.device import pick_device, seed_everything, synchronize
-from common.disk import lock, write_json
 from common.distributed import Ranks, StopSignal
 from common.evals import evaluate
 from common.init import init_weights, tie_weights
-from common.model import GPT, preset
+from common.model import GPT
 from common.optim import adamw, clip_gradients, learning_rate, parameter_groups
 from common.phases import read_phases, read_space, steps_in_all
-from common.runlog import run_folder
 from common.search import WARMUP_STEPS, Claim, Search
 from common.searchplots import report, say
+from common.searchstart import checkpoint_of, config_of, open_search
 from common.speed import autocast, autocast_dtype, pad_vocab
 from common.start import fingerprint
 from common.tokenfiles import open_tokens
 
-LOOKS = 4  # evaluations a phase
+LOOKS = 4  # evaluations a phase, at most
+SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
 
 
 @dataclass
@@ -64,72 +65,53 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
 
 
-def open_search(options: Options, text: str) -> Search:
-    """The search in --out, new or begun with the same options. Raises UserError for another."""
-    phases, space = read_phases(options.phases), read_space(options)
-    size = math.prod(map(len, space.values()))
-    if size < phases[0].settings:
-        raise UserError(f"--phases wants {phases[0].settings} settings, and the space has {size}: "
-                        "widen it, or ask for fewer")  # fmt: skip
-    made_from = {"phases": options.phases, "sampler": options.sampler, "space": space,
-                 "eval_tokens": options.eval_tokens, "seed": options.seed,
-                 "text": text}  # fmt: skip
-    made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-    folder = run_folder(options.out)
-    file = folder / "search.json"
-    if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{options.out} holds something else: give another --out")
-    held = lock(folder / ".lock", wait=True)
-    if file.exists():
-        for name, value in json.loads(file.read_text()).items():
-            if made_from[name] != value:
-                raise UserError(f"the search in {options.out} has {name} {value}, not "
-                                f"{made_from[name]}: give that, or another --out")  # fmt: skip
-    else:
-        write_json(file, made_from)
-    held.close()
-    return Search(file.parent, phases, space, options.sampler, options.seed)
-
-
-def build(values: dict, seed: int) -> GPT:
-    heads = values.get("n_head", values["n_embd"] // 64)
-    name = f"{values['n_layer']}x{heads}x{values['n_embd']}"
-    config = preset(name, block_size=values["block_size"])
-    return pad_vocab(init_weights(tie_weights(GPT(config)), seed))
-
-
-def train(claim: Claim, until: int, tokens, options: Options, device, stop, look) -> dict:
-    """Train a setting from its checkpoint, or from the start, up to a step; look(step, loss) at its
-    held-out loss now and then. Returns its state, kept beside its weights: step, seconds, and a
-    curve of (step, seconds, held-out loss); with a "reason" if the loss became no number. Raises
-    KeyboardInterrupt if asked to stop."""
+def train(claim: Claim, before: int, until: int, tokens: Tokens, options: Options,
+          device: torch.device, stop: StopSignal, look: Callable) -> dict:  # fmt: skip
+    """Train a setting for a phase, from step `before` up to `until`, or from the checkpoint that an
+    interruption left; look(step, loss) at its held-out loss now and then. Returns its state, kept
+    beside its weights: step, seconds, and a curve of (step, seconds, held-out loss); with a
+    "reason" if the loss became no number. Raises KeyboardInterrupt if asked to stop."""
     values, folder, ranks = claim.values, claim.folder / "checkpoints", Ranks(device)
+    B, T = values["batch_size"], values["block_size"]
     seed_everything(options.seed)
-    model = build(values, options.seed).to(device).train()
+    model = init_weights(tie_weights(GPT(config_of(values))), options.seed)
+    model = pad_vocab(model).to(device).train()
     optimizer = adamw(parameter_groups(model, weight_decay=0.1), values["lr"])
-    T = values["block_size"]
-    batches = Batches(tokens.train, values["batch_size"], T, options.seed)
+    batches = Batches(tokens.train, B, T, options.seed)
     held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
     dtype = autocast_dtype(device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     state = {"step": 0, "seconds": 0.0, "curve": [], "data": batches.state(), "scaler": {}}
-    path = checkpoint.newest(folder)
+    path = checkpoint_of(claim, until)
     if path:
         state = checkpoint.read(path)["state"]
         checkpoint.restore(path, model, optimizer, ranks)
         batches.restore(state["data"])
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
-    before, times = state["seconds"], []
-    every = max(1, (until - state["step"]) // LOOKS)
+
+    def gradient(x, y) -> torch.Tensor:
+        with autocast(device, dtype):
+            loss = model(x, y)[1]
+        scaler.scale(loss).backward()
+        return loss
+
+    def save() -> None:
+        kept = state | {"data": batches.state(), "scaler": scaler.state_dict()}
+        texts = {"state": kept, "config": values, "model": {}}
+        tensors = checkpoint.collect(model, optimizer, ranks)
+        checkpoint.write(folder, state["step"], tensors, texts, 1)
+
+    nothing = torch.zeros(B, T, dtype=torch.long, device=device)
+    gradient(nothing, nothing)  # what is slow the first time is not the setting's
+    optimizer.zero_grad()
+    start, kept_when = state["step"], time.perf_counter()
+    every = -(-(until - before) // LOOKS)
     while state["step"] < until and not stop.asked:
         began = time.perf_counter()
         for group in optimizer.param_groups:  # constant after warm-up: how long it lives is open
             group["lr"] = learning_rate(state["step"], values["lr"], WARMUP_STEPS, until, floor=1)
-        x, y = (ids.to(device) for ids in next(batches))
-        with autocast(device, dtype):
-            loss = model(x, y)[1]
-        scaler.scale(loss).backward()
+        loss = gradient(*(ids.to(device) for ids in next(batches)))
         scaler.unscale_(optimizer)
         clip_gradients(model, 1.0)
         if not math.isfinite(loss.item()):
@@ -137,11 +119,9 @@ def train(claim: Claim, until: int, tokens, options: Options, device, stop, look
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        state["step"] += 1
         synchronize(device)
-        times.append(time.perf_counter() - began)
-        warm = times[1:2] + times[1:] if len(times) > 1 else times  # the first also warms up
-        state["seconds"] = before + sum(warm)
+        state["step"] += 1
+        state["seconds"] += time.perf_counter() - began
         if (until - state["step"]) % every == 0:
             with autocast(device, dtype):
                 after = evaluate(model, held_out, T).loss
@@ -149,11 +129,11 @@ def train(claim: Claim, until: int, tokens, options: Options, device, stop, look
                 return state | {"reason": f"held-out loss {after} at step {state['step']}"}
             state["curve"].append((state["step"], state["seconds"], after))
             look(state["step"], after)
-    if times:
-        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
-        texts = {"state": state, "config": values, "model": {}}
-        tensors = checkpoint.collect(model, optimizer, ranks)
-        checkpoint.write(folder, state["step"], tensors, texts, 1)
+        if time.perf_counter() - kept_when > SECONDS_TO_LOSE:
+            save()
+            kept_when = time.perf_counter()
+    if state["step"] > start:
+        save()
     if stop.asked:
         raise KeyboardInterrupt
     return state
@@ -169,41 +149,61 @@ def main(options: Options) -> None:
     tokens = open_tokens(options.data)
     for B, T in itertools.product(space["batch_size"], space["block_size"]):
         Batches(tokens.train, B, T)  # complains if the text is too short
-    search = open_search(options, fingerprint(tokens))
-    total, done, began = steps_in_all(search.phases), 0, time.perf_counter()
-    print(f"{total:,} steps in {len(search.phases)} phases: {options.phases}")
-    with StopSignal() as stop:
-        while not search.finished:
-            if stop.asked:
-                raise KeyboardInterrupt
-            claim = search.claim()
-            if claim is None:
-                time.sleep(2)  # the rest of this phase is in other hands
-                continue
-            until = search.phases[claim.phase].steps
-            before = search.phases[claim.phase - 1].steps if claim.phase else 0
-            print(f"setting {claim.number}: {say(claim.values)}")
+    try:
+        search = open_search(options, fingerprint(tokens))
+        total = steps_in_all(search.phases)
+        print(f"{total:,} steps in {len(search.phases)} phases: {options.phases}")
+        with StopSignal() as stop:
+            work(search, tokens, options, device, stop)
+        with search.alone():
+            report(search, options.data)
+    except KeyboardInterrupt:
+        print("the same command goes on")
+        raise
+    except StorageInternalError as error:
+        reason = str(error.__cause__).split("\n")[0]
+        raise UserError(f"{options.out}/study.db can't be written: {reason}") from None
 
-            def look(step: int, loss: float, claim=claim, done=done, before=before) -> None:
-                rate = (time.perf_counter() - began) / (done + step - before)  # seconds a step
-                left = duration(rate * (total - search.steps_done() - step + before))
-                best = min(loss, search.best())
-                print(f"phase {claim.phase + 1}/{len(search.phases)}  setting {claim.number:>3}  "
-                      f"step {step:>5}  loss {loss:.4f}  best {best:.4f}  {left} left")  # fmt: skip
 
-            try:
-                state = train(claim, until, tokens, options, device, stop, look)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                state = {"reason": "the memory is full"}
-            facts = {name: state[name] for name in ("reason", "seconds", "curve") if name in state}
-            search.tell(claim, None if "reason" in state else state["curve"][-1][2], **facts)
-            if "reason" in state:
-                print(f"setting {claim.number} failed: {state['reason']}")
-            done += until - before
-    with search.alone():
-        report(search)
+def work(search: Search, tokens: Tokens, options: Options, device, stop: StopSignal) -> None:
+    """Train one setting after the other, until no process finds any. Raises KeyboardInterrupt if
+    asked to stop."""
+    total, at_first, began = steps_in_all(search.phases), search.steps_done(), time.perf_counter()
+    losses = []  # all that were looked at
+    while not search.finished:
+        if stop.asked:
+            raise KeyboardInterrupt
+        claim = search.claim()
+        if claim is None:
+            time.sleep(2)  # the rest of this phase is in other hands
+            continue
+        k, until = claim.phase, search.phases[claim.phase].steps
+        before = search.phases[k - 1].steps if k else 0
+        print(f"setting {claim.number}: {say(claim.values)}")
+
+        def look(step: int, loss: float, claim=claim, k=k, before=before) -> None:
+            search.lives(claim)
+            losses.append(loss)
+            done = search.steps_done() + step - before  # by all processes
+            rate = (time.perf_counter() - began) / (done - at_first)  # seconds a step
+            print(f"phase {k + 1}/{len(search.phases)}  setting {claim.number:>3}  "
+                  f"step {step:>5}  loss {loss:.4f}  best {min(*losses, search.best()):.4f}  "
+                  f"{duration(rate * (total - done))} left")  # fmt: skip
+
+        try:
+            state = train(claim, before, until, tokens, options, device, stop, look)
+        except KeyboardInterrupt:
+            search.lives(claim)
+            raise
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            state = {"reason": "the memory is full"}
+        loss = None if "reason" in state else state["curve"][-1][2]
+        facts = ("reason", "step", "seconds", "curve")
+        search.tell(claim, loss, **{name: state[name] for name in facts if name in state})
+        if "reason" in state:
+            print(f"setting {claim.number} failed: {state['reason']}")
 
 
 if __name__ == "__main__":

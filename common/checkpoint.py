@@ -132,7 +132,7 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"the checkpoint at step {step} can't be written into {folder}: {error}; "
-                        "make room and go on with --resume") from None  # fmt: skip
+                        "make room, and go on from the one before") from None  # fmt: skip
     steps = _checkpoints(folder)
     at = steps.index(final)
     for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # later ones were damaged

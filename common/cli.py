@@ -5,6 +5,7 @@ code 2, Ctrl-C is exit code 130, and anything else is our mistake and keeps its 
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -55,6 +56,11 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
     except BrokenPipeError:  # `script | head`: the reader has gone, which is no fault
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full: make room ({error.strerror})", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -46,6 +46,9 @@ def read_space(options) -> dict[str, tuple]:
             found = tomllib.loads(Path(options.space).read_text())
             if not set(found) <= set(SPACE):
                 raise ValueError(f"it has {', '.join(set(found) - set(SPACE))}")
+            for name, values in found.items():
+                if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
+                    raise ValueError(f"{name} is no list of numbers")
             words = [(f"--{name.replace('_', '-')}", *map(str, v)) for name, v in found.items()]
             given = parse(type(options), [word for words in words for word in words])
             options = replace(options, **{name: getattr(given, name) for name in found})

@@ -6,9 +6,7 @@ ones. Several processes may work on one folder: what is whose is settled under a
 whose process has died is free again.
 """
 
-import itertools
 import math
-import random
 import shutil
 import warnings
 from contextlib import contextmanager
@@ -19,12 +17,12 @@ from typing import TextIO
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from common.cli import UserError
 from common.disk import lock
+from common.draw import distributions, draw
 from common.phases import Phase
 
 WARMUP_STEPS = 10
-TRIES = 20  # draws of a sampler that may repeat itself; then the next of the grid is taken
+MOST_DEATHS = 3  # of processes in a row that had one setting, before it counts as failed
 
 
 @dataclass
@@ -46,10 +44,7 @@ class Search:
                  seed: int):  # fmt: skip
         """Space: the values of each hyper-parameter; sampler: grid, random or tpe."""
         self.folder, self.phases, self.space = folder, phases, space
-        self.distributions = {
-            name: optuna.distributions.CategoricalDistribution(values)
-            for name, values in space.items()
-        }
+        self.distributions = distributions(space)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.sampler, self.seed = sampler, seed
@@ -73,10 +68,10 @@ class Search:
 
     def claim(self) -> Claim | None:
         """The next setting to train; None if all that is left is in other hands, or nothing is: see
-        `finished`. Raises UserError if every setting of a phase has failed."""
+        `finished`."""
         with self.alone():
             for k in range(len(self.phases)):
-                if k and "promoted" not in self.studies[k].user_attrs:
+                if k and not self._promoted(k):
                     self._promote(k)
                 trials = self.trials(k)
                 for trial in trials:  # in other hands, or left by a process that died
@@ -84,19 +79,28 @@ class Search:
                         found = self._take(k, Trial(self.studies[k], trial._trial_id))
                         if found:
                             return found
-                if k == 0 and len(trials) < self.phases[0].settings:
-                    return self._take(k, self._draw())
                 if any(trial.state == TrialState.WAITING for trial in trials):
                     return self._take(k, self.studies[k].ask(self.distributions))
+                if k == 0 and len(trials) < self.phases[0].settings:
+                    how = (self.space, self.sampler, self.seed)
+                    seen = [trial.params for trial in trials]
+                    return self._take(k, draw(self.studies[0], *how, seen))
                 if any(trial.state == TrialState.RUNNING for trial in trials):
                     return None
         return None
 
     @property
     def finished(self) -> bool:
-        k = len(self.phases) - 1
-        last, drawn = self.trials(k), k > 0 or len(self.trials(0)) >= self.phases[0].settings
-        return drawn and bool(last) and all(trial.state.is_finished() for trial in last)
+        """Whether nothing is left to train: each phase is at its end, or had none that go on."""
+        for k in range(len(self.phases)):
+            trials = self.trials(k)
+            if k and not self._promoted(k):
+                return not self.complete(k - 1)
+            if k == 0 and len(trials) < self.phases[0].settings:
+                return False
+            if not all(trial.state.is_finished() for trial in trials):
+                return False
+        return True
 
     def trials(self, k: int) -> list[FrozenTrial]:
         """The settings of a phase: without draws that repeated others, or were cut off."""
@@ -122,67 +126,66 @@ class Search:
         return min(found, default=math.inf)
 
     def tell(self, claim: Claim, loss: float | None, **facts) -> None:
-        """Note how a setting did, and give it free: its held-out loss, None if it failed."""
+        """Note how a setting did, and give it free: its held-out loss, None if it failed. What can
+        no longer go on loses its checkpoints: they are as large as models are."""
         with self.alone():
-            for name, value in facts.items():
-                claim.trial.set_user_attr(name, value)
-            state = TrialState.FAIL if loss is None else TrialState.COMPLETE
-            self.studies[claim.phase].tell(claim.trial, loss, state)
+            self._tell(claim.phase, claim.trial, loss, facts)
+            if claim.phase + 1 < len(self.phases):
+                self._forget_losers(claim.phase)
         claim.lock.close()
 
-    def _draw(self) -> Trial:
-        """A setting that was not there before, by the sampler if it finds one. It counts once it
-        has its number; a draw that repeats another is told as failed: no sampler learns from it."""
-        seen = [trial.params for trial in self.trials(0)]
-        for _ in range(TRIES):
-            draws = optuna.load_study(
-                storage=self.studies[0]._storage, study_name="phase 1", sampler=self._new_sampler()
-            )
-            trial = draws.ask(self.distributions)
-            if trial.params not in seen:
-                trial.set_user_attr("setting", len(seen))
-                return Trial(self.studies[0], trial._trial_id)
-            self.studies[0].tell(trial.number, state=TrialState.FAIL)
-        grid = itertools.product(*self.space.values())
-        settings = (dict(zip(self.space, values, strict=True)) for values in grid)
-        unseen = [setting for setting in settings if setting not in seen]
-        chosen = random.Random(self.seed + len(seen)).choice(unseen)
-        self.studies[0].enqueue_trial(chosen, {"setting": len(seen)})
-        return self.studies[0].ask(self.distributions)
+    def _tell(self, k: int, trial: Trial, loss: float | None, facts: dict) -> None:
+        for name, value in facts.items():
+            trial.set_user_attr(name, value)
+        self.studies[k].tell(trial, loss, TrialState.FAIL if loss is None else TrialState.COMPLETE)
 
-    def _new_sampler(self) -> optuna.samplers.BaseSampler:
-        """The grid's knows what was drawn; the others get a seed for each draw, of any process."""
-        if self.sampler == "grid":
-            return optuna.samplers.GridSampler(self.space, self.seed)
-        seed = self.seed + len(self.studies[0].get_trials(deepcopy=False))
-        if self.sampler == "random":
-            return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    def lives(self, claim: Claim) -> None:
+        """Note that a setting's process came this far: what ends it now is not the setting."""
+        with self.alone():
+            claim.trial.set_user_attr("deaths", -1)
+
+    def _promoted(self, k: int) -> bool:
+        return "promoted" in self.studies[k].user_attrs
 
     def _promote(self, k: int) -> None:
-        """Let the best of the phase before go on; the checkpoints of the others go. A kill within
-        leaves the rest to whoever comes next."""
-        best, before = self.complete(k - 1)[: self.phases[k].settings], self.trials(k - 1)
+        """Let the best of the phase before go on. A kill within leaves the rest to whoever comes
+        next."""
+        best = self.complete(k - 1)[: self.phases[k].settings]
         if not best:
-            why = before[0].user_attrs["reason"]
-            raise UserError(f"every setting of phase {k} failed, the first so: {why}")
+            return  # all have failed: the search ends here
         there = {trial.user_attrs["setting"] for trial in self.trials(k)}
         for trial in best:
             if trial.user_attrs["setting"] not in there:
                 number = {"setting": trial.user_attrs["setting"]}
                 self.studies[k].enqueue_trial(trial.params, number)
-        kept = {trial.user_attrs["setting"] for trial in best}
-        for number in {trial.user_attrs["setting"] for trial in before} - kept:
-            shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
+        self._forget_losers(k - 1)
         self.studies[k].set_user_attr("promoted", True)
+
+    def _forget_losers(self, k: int) -> None:
+        """Remove the checkpoints of settings that are not among phase k's best, and never will."""
+        best = self.complete(k)[: self.phases[k + 1].settings]
+        done = {t.user_attrs["setting"] for t in self.trials(k) if t.state.is_finished()}
+        for number in done - {trial.user_attrs["setting"] for trial in best}:
+            shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
 
     def folder_of(self, number: int) -> Path:
         return self.folder / "settings" / f"{number:04d}"
 
     def _take(self, k: int, trial: Trial) -> Claim | None:
-        """This process's claim on a setting; None if another process has it."""
-        number = trial.user_attrs["setting"]
+        """This process's claim on a setting; None if another process has it, or if it has ended all
+        that had it, as a system does that is out of memory: it has failed now."""
+        number, deaths = trial.user_attrs["setting"], trial.user_attrs.get("deaths", -1) + 1
         folder = self.folder_of(number)
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock")
-        return held and Claim(k, trial, number, trial.params, folder, held)
+        if held is None:
+            return None
+        # A kill while it was asked for may have left it without some.
+        values = {name: trial.suggest_categorical(name, choices.choices)
+                  for name, choices in self.distributions.items()}  # fmt: skip
+        if deaths == MOST_DEATHS:
+            self._tell(k, trial, None, {"reason": f"{deaths} processes died of it"})
+            held.close()
+            return None
+        trial.set_user_attr("deaths", deaths)
+        return Claim(k, trial, number, values, folder, held)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,19 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from common import checkpoint, searchplots
+from common import checkpoint, draw, searchplots
 from common.cli import UserError
 from common.data import Batches, load_tokens
+from common.evals import evaluate
+from common.importance import Importance, importances
 from common.init import init_weights, tie_weights
 from common.model import GPT, GPTConfig
 from common.optim import adamw, parameter_groups
+from common.phases import SPACE as NAMES
 from common.phases import Phase, read_phases, read_space, steps_in_all
-from common.search import Search
+from common.search import Claim, Search
 from common.searchplots import front
+from common.searchstart import checkpoint_of, config_of
 from common.speed import autocast, autocast_dtype, pad_vocab
 
 CPU = torch.device("cpu")
@@ -36,6 +41,13 @@ SMALL = (
     "--block-size", "16", "--n-embd", "64", "--n-layer", "1", "2", "--eval-tokens", "100",
 )  # fmt: skip
 SPACE = {"lr": (1e-3, 1e-2, 1e-1), "n_layer": (1, 2, 4)}
+
+
+@pytest.fixture(autouse=True)
+def few_shuffles(request, monkeypatch):
+    """What chance would show takes a second, and is asked for in two tests alone."""
+    if "importances" not in request.node.name and "chance" not in request.node.name:
+        monkeypatch.setattr("common.importance.SHUFFLES", 1)
 
 
 # The phases
@@ -101,8 +113,83 @@ def test_a_search_in_which_all_fails_says_why(tmp_path):
     search = Search(tmp_path, read_phases("2x5,1x9"), SPACE, "grid", 1)
     for _ in range(2):
         search.tell(search.claim(), None, reason="loss nan at step 3")
+    assert search.finished and search.claim() is None
     with pytest.raises(UserError, match="failed, the first so: loss nan at step 3"):
-        search.claim()
+        searchplots.report(search, "text")
+
+
+def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(tmp_path, capsys):
+    """Settings 0 and 1 go on and fail: the best is 2, the next of those that did not."""
+    space = SPACE | {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
+    search = Search(tmp_path, read_phases("4x5,2x9,1x20"), space, "grid", 1)
+    for loss in (1.0, 2.0, 3.0, 4.0):
+        search.tell(search.claim(), loss, seconds=loss**2, curve=[(5, loss**2, loss)])
+    for _ in range(2):
+        search.tell(search.claim(), None, reason="loss nan", step=7, seconds=9.0, curve=[])
+    assert search.finished and search.claim() is None
+    searchplots.report(search, "text")
+    stdout = capsys.readouterr().out
+    table = stdout.split("the best, after 5 steps\n")[1].splitlines()
+    assert [line.split()[0] for line in table[1:4]] == ["2", "3", "failed:"]
+    assert "failed: 2 of 4, the first so: loss nan" in stdout
+    best = tomllib.loads((tmp_path / "best.toml").read_text())
+    assert best["lr"] == search.trials(0)[2].params["lr"] and best["data"] == "text"
+
+
+def test_a_kill_while_a_setting_is_taken_loses_none_of_it(tmp_path):
+    phases = read_phases("3x5,1x9")
+    search = Search(tmp_path, phases, SPACE, "grid", 1)
+    for loss in (3.0, 1.0, 2.0):
+        search.tell(search.claim(), loss, seconds=1.0, curve=[])
+    values = search.trials(0)[1].params
+    with search.alone():
+        search._promote(1)
+        search.studies[1].ask()  # taken, none of its values noted yet: and a kill
+    claim = Search(tmp_path, phases, SPACE, "grid", 1).claim()
+    assert (claim.phase, claim.number, claim.values) == (1, 1, values)
+
+
+def test_a_kill_within_a_draw_gives_no_number_twice(tmp_path, monkeypatch):
+    """The sampler finds nothing new; a setting that is left is queued, and then a kill."""
+    phases = read_phases("9x5")
+    search = Search(tmp_path, phases, SPACE, "random", 1)
+    first = search.claim()
+    monkeypatch.setattr("common.draw.TRIES", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(search.studies[0], "ask", lambda _: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            search.claim()
+    again = Search(tmp_path, phases, SPACE, "random", 1)
+    claims = [first, *(again.claim() for _ in range(8))]
+    assert [claim.number for claim in claims] == list(range(9))
+    assert len({tuple(claim.values.items()) for claim in claims}) == 9
+
+
+def test_a_setting_that_ends_its_processes_has_failed(tmp_path):
+    """As the system's killer does to a process that takes too much memory."""
+    phases = read_phases("2x5,1x9")
+    search = Search(tmp_path, phases, SPACE, "grid", 1)
+    for _ in range(3):
+        claim = search.claim()
+        assert claim.number == 0
+        claim.lock.close()
+    claim = search.claim()
+    assert claim.number == 1 and search.trials(0)[0].state == TrialState.FAIL
+    assert search.trials(0)[0].user_attrs["reason"] == "3 processes died of it"
+    for _ in range(5):  # this one comes as far as an evaluation each time
+        search.lives(claim)
+        claim.lock.close()
+        claim = search.claim()
+        assert claim.number == 1
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_any_seed_and_the_sampler_that_was_asked_for(tmp_path, sampler):
+    search = Search(tmp_path, read_phases("9x5"), SPACE, sampler, 2**63 - 1)
+    assert search.claim().number == 0
+    kinds = {"grid": "GridSampler", "random": "RandomSampler", "tpe": "TPESampler"}
+    found = draw._new_sampler(search.studies[0], SPACE, sampler, 2**63 - 1)
+    assert type(found).__name__ == kinds[sampler]
 
 
 # The script
@@ -112,7 +199,8 @@ def curves(folder: str) -> dict:
     """What a search found: {(phase, setting): (values, state, [(step, loss), …])}."""
     made_from = json.loads(Path(folder, "search.json").read_text())
     phases = read_phases(made_from["phases"])
-    search = Search(Path(folder), phases, made_from["space"], made_from["sampler"], 0)
+    space = {name: made_from[name] for name in NAMES if name in made_from}
+    search = Search(Path(folder), phases, space, made_from["sampler"], 0)
     return {
         (k, t.user_attrs["setting"]): (
             t.params, t.state, [(step, loss) for step, _, loss in t.user_attrs.get("curve", [])]
@@ -140,6 +228,8 @@ def test_a_search_as_a_user_makes_it(call, text_file):
             assert values == found[k - 1, n][0]
             assert curve[: len(found[k - 1, n][2])] == found[k - 1, n][2]
     files = {p.name for p in Path("s").iterdir() if not p.name.startswith(".")}
+    kept = {int(path.parent.name) for path in Path("s/settings").glob("*/checkpoints")}
+    assert kept == {n for k, n in found if k == 2}  # the others go no further
     assert files == {"search.json", "study.db", "settings", "curves.png", "front.png",
                      "importance.png", "best.toml"}  # fmt: skip
     # the best is stage 6's to train, as it was here
@@ -150,14 +240,15 @@ def test_a_search_as_a_user_makes_it(call, text_file):
     table = stdout.split("the best, after 12 steps\n")[1].splitlines()
     assert table[0].split() == ["setting", "loss", "seconds", *values]
     assert table[1].split()[0] == str(winner) and table[1].split()[3:] == row
-    assert table[2] == "importance, after 4 steps, for" and len(table[3].split()) == 4
+    assert table[2] == "importance, by 5 settings after 4 steps, for"
+    assert len(table[3].split()) == 4 and "chance alone reaches" in table[5]
     assert recipe == {
         "model": f"{values['n_layer']}x1x64", "lr": values["lr"],
         "batch_size": values["batch_size"], "block_size": 16, "steps": 12, "warmup_steps": 10,
-        "total_batch_tokens": 16 * values["batch_size"],
+        "total_batch_tokens": 16 * values["batch_size"], "data": str(text_file), "seed": 1337,
     }  # fmt: skip
-    code, stdout, stderr = call(6, "--recipe", "s/best.toml", "--data", str(text_file), "--compile",
-                                "no", "--steps", "2", "--out", "run")  # fmt: skip
+    code, stdout, stderr = call(6, "--recipe", "s/best.toml", "--compile", "no",
+                                 "--steps", "2", "--out", "run")  # fmt: skip
     assert code == 0 and "recipe: s/best.toml" in stdout, stderr
 
 
@@ -167,7 +258,8 @@ def test_a_setting_is_trained_as_by_hand(call, text_file):
     assert call(7, *SMALL, *one, "--data", str(text_file), "--out", "s")[0] == 0
     model = pad_vocab(init_weights(tie_weights(GPT(GPTConfig(1, 1, 64, 16))), 1337))
     optimizer = adamw(parameter_groups(model, 0.1), 1.0)
-    batches, norms = Batches(load_tokens(str(text_file)).train, 2, 16, seed=1337), []
+    tokens = load_tokens(str(text_file))
+    batches, norms = Batches(tokens.train, 2, 16, seed=1337), []
     for lr in [1e-3 * n for n in range(1, 11)] + [1e-2] * 2:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -181,6 +273,9 @@ def test_a_setting_is_trained_as_by_hand(call, text_file):
     weights = load_file("s/settings/0000/checkpoints/step_00000012/model.safetensors")
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(weights[name], parameter, rtol=0, atol=0)
+    with autocast(CPU, autocast_dtype(CPU)):
+        held_out = torch.from_numpy(tokens.held_out[:100].astype("int64"))
+        assert curves("s")[0, 0][2][-1] == (12, evaluate(model, held_out, 16).loss)
 
 
 def test_continuing_equals_training_in_one_go(call, text_file):
@@ -196,8 +291,49 @@ def test_continuing_equals_training_in_one_go(call, text_file):
     weights = [load_file(folder / "model.safetensors") for folder in folders]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert dict(curves("one")[0, 0][2])[12] == dict(curve)[12]
-    ends = [seconds for _, seconds, _ in checkpoint.read(folders[0])["state"]["curve"]][3::4]
-    assert 0 < ends[0] < ends[1] < ends[2]  # the seconds of all three phases
+    times = [seconds for _, seconds, _ in checkpoint.read(folders[0])["state"]["curve"]]
+    assert len(times) == 12 and 0 < times[0] and times == sorted(set(times))  # of all three phases
+
+
+def test_a_kill_within_a_phase_loses_little_of_it(text_file, monkeypatch):
+    """A checkpoint is there before the phase ends, and going on from it is the same run."""
+    script = load_script(7)
+    script.SECONDS_TO_LOSE = 0
+    tokens = load_tokens(str(text_file))
+    values = {"lr": 1e-3, "batch_size": 2, "block_size": 16, "n_embd": 64, "n_layer": 1}
+
+    def train(folder, look):
+        claim = Claim(0, None, 0, values, Path(folder), None)
+        with script.StopSignal() as stop:
+            return script.train(claim, 0, 8, tokens, script.Options(), CPU, stop, look)
+
+    def killed(step, loss):
+        if step == 4:
+            raise SystemError
+
+    Path("one").mkdir(), Path("two").mkdir()
+    whole = train("one", lambda step, loss: None)
+    with pytest.raises(SystemError):
+        train("two", killed)
+    steps = []
+    again = train("two", lambda step, loss: steps.append(step))
+    assert steps == [4, 6, 8]  # step 3 was kept; looks are where they were
+    assert [(a, c) for a, _, c in again["curve"]] == [(a, c) for a, _, c in whole["curve"]]
+
+
+def test_a_checkpoint_that_is_of_no_use_is_not_taken(text_file, call):
+    """Damaged, of another setting, or beyond the phase: the setting starts again."""
+    one = ("--lr", "1e-2", "--batch-size", "2", "--n-layer", "1", "--phases", "1x4")
+    assert call(7, *SMALL, *one, "--data", str(text_file), "--out", "s")[0] == 0
+    values = curves("s")[0, 0][0]
+    for how in ("good", "other", "beyond", "damaged"):
+        shutil.copytree("s/settings/0000", how)
+        if how == "damaged":
+            Path(how, "checkpoints/step_00000004/model.safetensors").write_bytes(b"no")
+        given = values | {"lr": 1e-3} if how == "other" else values
+        claim = Claim(0, None, 0, given, Path(how), None)
+        path = checkpoint_of(claim, 3 if how == "beyond" else 4)
+        assert (path is not None) == Path(how, "checkpoints").exists() == (how == "good")
 
 
 def test_a_killed_search_goes_on_to_the_same_end(call, text_file, tmp_path):
@@ -282,7 +418,7 @@ def test_a_draw_that_was_cut_off_is_no_setting(tmp_path):
 
 
 def test_two_processes_share_the_work(text_file, tmp_path):
-    options = (*SMALL, "--phases", "6x30,2x60", "--data", str(text_file), "--out", "s")
+    options = (*SMALL, "--phases", "4x20,1x40", "--data", str(text_file), "--out", "s")
     command = [sys.executable, str(SCRIPTS[7]), *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pair = [
@@ -296,7 +432,7 @@ def test_two_processes_share_the_work(text_file, tmp_path):
     ]
     assert looks[0] and looks[1] and not set(looks[0]) & set(looks[1])  # both, and none twice
     found = curves(str(tmp_path / "s"))
-    assert len(found) == 8 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
+    assert len(found) == 5 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
 
 
 def test_a_diverging_setting_fails_and_the_study_goes_on(call, text_file):
@@ -308,8 +444,6 @@ def test_a_diverging_setting_fails_and_the_study_goes_on(call, text_file):
 
 
 def test_a_setting_that_does_not_fit_fails_and_the_study_goes_on(call, text_file, monkeypatch):
-    from common.model import GPT
-
     forward = GPT.forward
 
     def full(self, idx, targets=None):
@@ -322,6 +456,9 @@ def test_a_setting_that_does_not_fit_fails_and_the_study_goes_on(call, text_file
     code, stdout, _ = call(7, *options, "--out", "s")
     assert code == 0 and stdout.count("failed: the memory is full") == 2
     assert {v["n_layer"] for v, state, _ in curves("s").values() if state == TrialState.FAIL} == {2}
+    monkeypatch.setattr(GPT, "forward", lambda *_: exec("raise RuntimeError('shapes differ')"))
+    with pytest.raises(RuntimeError, match="shapes differ"):  # ours, not the memory's
+        call(7, *options, "--out", "t")
 
 
 # The pictures
@@ -356,13 +493,24 @@ def test_the_pictures_hold_what_they_claim(tmp_path, monkeypatch):
             assert list(line.get_ydata()) == [point[2] for point in trial.user_attrs["curve"]]
         colors = [str(line.get_color()) for line in lines]
         assert colors[0] == colors[2] != colors[1]  # coloured by the learning rate
+    assert list(above.get_xticks()) == [20]
+    failed = Trial(0, 9.0, lr=1e-2, n_layer=1)
+    failed.value, failed.user_attrs = None, {"curve": [], "step": 7, "seconds": 9.0}
+    searchplots.draw_curves("curves", [*trials, failed], {"lr": (1e-3, 1e-2), "n_layer": (1,)})
+    for axes, x in zip(kept["curves"].axes, (7, 9.0), strict=True):
+        (cross,) = (line for line in axes.lines if line.get_marker() == "x")
+        assert list(cross.get_xdata()) == [x] and str(cross.get_color()) == colors[1]
+    trials = [Trial(5, 1.0), Trial(3, 4.0), Trial(4, 8.0)]
     searchplots.draw_front("front", {"all": trials})
     dots, line = kept["front"].axes[0].lines
-    assert list(dots.get_ydata()) == [3, 4, 5] and list(line.get_ydata()) == [3]
-    shares = {"loss": {"lr": 0.8, "n_layer": 0.2}, "loss and time": {"lr": 0.3, "n_layer": 0.7}}
-    searchplots.draw_importances("importance", shares, "after 5 steps")
-    widths = [bar.get_width() for bar in kept["importance"].axes[0].patches]
-    assert widths == [0.8, 0.2, 0.3, 0.7]
+    assert dots.get_xydata().tolist() == [[1, 5], [4, 3], [8, 4]]
+    assert line.get_xydata().tolist() == [[1, 5], [4, 3]] and "steps" in line.get_drawstyle()
+    found = {"loss": Importance({"lr": 0.8, "n_layer": 0.2}, 0.5),
+             "loss and time": Importance({"lr": 0.3, "n_layer": 0.7}, 0.6)}  # fmt: skip
+    searchplots.draw_importances("importance", found, "after 5 steps")
+    axes = kept["importance"].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0.8, 0.2, 0.3, 0.7]
+    assert [line.get_xdata()[0] for line in axes.lines] == [0.5, 0.6]
 
 
 def test_the_importances_find_what_matters(tmp_path):
@@ -373,9 +521,32 @@ def test_the_importances_find_what_matters(tmp_path):
         lr, layers = claim.values["lr"], claim.values["n_layer"]
         loss = 5.0 + abs(math.log10(lr) + 2) + 0.01 * layers
         search.tell(claim, loss, seconds=10.0 * layers + lr, curve=[])
-    shares = searchplots.importances(search.studies[0], search.complete(0), list(SPACE))
-    assert shares["loss"]["lr"] > 0.8
-    assert shares["loss and time"]["n_layer"] > shares["loss"]["n_layer"]
+    found = importances(search.trials(0), list(SPACE))
+    loss, both = found["loss"], found["loss and time"]
+    assert loss.shares["lr"] > 0.9 and sum(loss.shares.values()) == pytest.approx(1)
+    assert both.shares["n_layer"] > 0.3
+    assert 0.5 < loss.chance < 1 and 0.5 < both.chance < 1  # the larger of two shares
+
+
+def test_a_share_of_nothing_is_not_above_chance(tmp_path):
+    """Where the losses are drawn with no regard to the settings, nothing matters."""
+    search = Search(tmp_path, read_phases("9x5"), SPACE, "grid", 1)
+    for loss in (5.3, 5.1, 5.8, 5.2, 5.9, 5.5, 5.6, 5.4, 5.7):
+        search.tell(search.claim(), loss, seconds=1.0 + loss, curve=[])
+    found = importances(search.trials(0), list(SPACE))["loss"]
+    assert max(found.shares.values()) < found.chance
+
+
+def test_what_failed_counts_as_the_worst(tmp_path):
+    """All of the highest rate fail, and nothing else makes any difference to speak of."""
+    search = Search(tmp_path, read_phases("9x5"), SPACE, "grid", 1)
+    for k in range(9):
+        claim = search.claim()
+        loss = None if claim.values["lr"] == 1e-1 else 5.0 + 0.01 * k
+        facts = {"reason": "nan"} if loss is None else {"seconds": 1.0 + k % 3, "curve": []}
+        search.tell(claim, loss, **facts)
+    without = importances(search.complete(0), list(SPACE))["loss"].shares
+    assert importances(search.trials(0), list(SPACE))["loss"].shares["lr"] > without["lr"]
 
 
 # What is refused
@@ -403,12 +574,18 @@ def test_bad_input(refused, text_file, call):
     small = (*SMALL, *data, "--phases", "2x2", "--out", "s")
     assert call(7, *small, "--space", "space.toml")[0] == 0
     assert {values["lr"] for values, _, _ in curves("s").values()} <= {1e-3, 1e-2}
-    refused("has space", 7, *small)
+    refused("has n_layer [1], not [1, 2]", 7, *small)
     refused("has phases 2x2, not 2x3", 7, *small, "--space", "space.toml", "--phases", "2x3")
+    Path("other.txt").write_text("One text is not another. " * 500)
+    refused("has text", 7, *small, "--space", "space.toml", "--data", "other.txt")
+    Path("s/search.json").write_text("{")
+    refused("s/search.json is damaged", 7, *small, "--space", "space.toml")
     refused("--eval-tokens is 0", 7, *SMALL, *data, "--eval-tokens", "0")
     refused("fewer than a batch", 7, *SMALL, *data, "--block-size", "16", "1000")
     for text, words in {"lr = [-1e-3]": "--lr is -0.001", "batch_size = [0]": "--batch-size is 0",
-                        "lr = []": "lr", "seed = [5]": "it has seed"}.items():  # fmt: skip
+                        "lr = []": "lr", "seed = [5]": "it has seed",
+                        "n_layer = '12'": "n_layer is no list of numbers",
+                        "lr = ['--help']": "lr is no list of numbers"}.items():  # fmt: skip
         Path("space.toml").write_text(text)
         refused(words, 7, *data, "--space", "space.toml", "--out", "new")
 
@@ -420,4 +597,4 @@ def test_the_default_space_has_what_the_docstring_says():
     assert min(space["lr"]) == 1e-5 and max(space["lr"]) == 1e-1
     assert math.prod(map(len, space.values())) >= read_phases(options.phases)[0].settings
     assert "n_head" not in space
-    assert script.build({"n_embd": 128, "n_layer": 1, "block_size": 32}, 1).config.n_head == 2
+    assert config_of({"n_embd": 128, "n_layer": 1, "block_size": 32}).n_head == 2

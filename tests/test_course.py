@@ -16,7 +16,8 @@ HOUSE = {
     "bench": (5, 2), "optim": (6, 2), "disk": (6, 2), "distributed": (6, 2), "checkpoint": (6, 2),
     "recipes": (6, 2), "start": (6, 2), "stepbench": (6, 2), "sources": (6, 2), "documents": (6, 2),
     "tokenfiles": (6, 2), "shardwriter": (6, 2), "shards": (6, 2),
-    "phases": (7, 2), "search": (7, 2), "searchplots": (7, 2),
+    "phases": (7, 2), "draw": (7, 2), "search": (7, 2), "searchstart": (7, 2),
+    "importance": (7, 2), "searchplots": (7, 2),
 }  # fmt: skip
 
 
