@@ -20,7 +20,7 @@ from textwrap import fill
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.cli import UserError, check_positive, run
+from common.cli import UserError, check_positive, quoted, run
 from common.corpus import read_corpus
 from common.device import pick_device, seed_everything
 from common.evals import evaluate
@@ -123,7 +123,7 @@ def main(options: Options) -> None:
     ids = torch.tensor([prompt] * options.samples, device=device)
     n_new = options.max_new_tokens
     for row in generate(model, ids, n_new, options.temperature, options.top_k, options.seed):
-        print(f"> {tokenizer.decode(row.tolist())}")
+        print(quoted(tokenizer.decode(row.tolist())), end="\n\n")
 
     if options.export:
         to_hugging_face(model, options.export)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import run
+from common.cli import quoted, run
 from common.device import pick_device, seed_everything
 from common.generate import generate
 from common.model import GPT, preset
@@ -53,16 +53,16 @@ def train(model: GPT, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -
         loss = loss.item()  # waits for the device
         seconds = time.perf_counter() - start
         print(f"step {step:>3}  loss {loss:8.4f}  {seconds * 1000:6.0f} ms")
-        if step == 1:
-            print(f"about {seconds * (steps - 2):.0f} s to go")
+        if step == 4:  # the first ones also warm up
+            print(f"about {seconds * (steps - 5):.0f} s to go")
 
 
 def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
     """Ask for each row back, greedily from its first token; the share of y that comes, 0 to 1."""
     written = generate(model, x[:, :1], max_new_tokens=T, temperature=0)
-    print("\nfrom the first token of each row, the model writes:")
+    print("\nfrom the first token of each row, the last of the row before, the model writes:")
     for row in written.tolist():
-        print(f"> {gpt2_tokenizer().decode(row)}")
+        print(quoted(gpt2_tokenizer().decode(row)), end="\n\n")
     return (written[:, 1:] == y).float().mean().item()
 
 
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
 
     train(model, x, y, options.steps, options.lr)
     recalled = recite(model, x, y)
-    print(f"\nrecalled: {recalled:.1%} of {B * T} tokens")
+    print(f"recalled: {recalled:.1%} of {B * T} tokens")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ are stage 3's; the same batches train three models, so that what differs is thei
 
 You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
 spread of what leaves the last block. Tied to an embedding drawn from normal(0, 1), the head shouts:
-a loss above 60 before any step. Drawn as GPT-2 draws it, the model starts where it should, at about
-10.83, and after 100 steps is level with the first one, with half its parameters. metrics.png shows
-the three curves.
+each logit is a sum of C products of spread 1, so of spread √C, and the loss is above 60 before any
+step. Drawn as GPT-2 draws it, the model starts where it should, at about 10.83, and after 100 steps
+is level with the first one, with half its parameters. metrics.png shows the three curves.
 """
 
 import math

@@ -173,6 +173,9 @@ def climb(ladder: Ladder, config: GPTConfig, batches, device, options: Options) 
         print(f"{'':17} ours takes {previous.ms / theirs.ms:.2f} of its time")
     again = timed_row("0 fp32, again", Setting())
     print(f"{'':17} drift: the same work takes {again.ms / ladder.rows[0].ms:.2f} of the time")
+    reason = ladder.why_not_believe()
+    if reason:
+        print(f"not to be believed, the machine was busy: {reason}")
 
 
 def keep(ladder: Ladder, folder: Path, options: Options, title: str) -> None:

@@ -1,8 +1,10 @@
-"""Stage 6: GPT-3's hyper-parameters, and a run that nothing is lost of.
+"""Stage 6: GPT-3's hyper-parameters, and a run that loses nothing.
 
 New here: common/optim.py (what decays, AdamW, the learning rate), common/distributed.py (many
-processes) and common/checkpoint.py (stop and go on, to the bit), with common/recipes.py (GPT-3's
-sizes) and common/stepbench.py (what --bench prints).
+processes; of which Ranks.exchanging is the heart) and common/checkpoint.py (stop and go on, to the
+bit); with common/recipes.py (GPT-3's sizes), common/start.py (how a run begins), common/disk.py
+(files that are whole or absent), common/tokenfiles.py (text too large for memory) and
+common/stepbench.py (what --bench prints).
 
     python 6_gpt2_train_hyparam.py                        # no GPU: a small GPT, 5 minutes
     python 6_gpt2_train_hyparam.py --resume               # go on where it stopped
@@ -175,8 +177,8 @@ def train(options: Options, ranks: Ranks) -> None:
 
     epochs = options.steps * options.total_batch_tokens / len(tokens.train)
     print(f"from step {first} to {last} of {options.steps}, {epochs:.3g} times through the text")
-    print(f"  {options.total_batch_tokens:,} tokens a step: {B} × {T} in a micro-batch, {n_micro} "
-          f"micro-batches, on {ranks.world_size} at once")  # fmt: skip
+    print(f"  {options.total_batch_tokens:,} tokens a step: rows of {T} tokens, {B} a micro-batch, "
+          f"× {n_micro} accumulated, × {ranks.world_size} ranks")  # fmt: skip
     out = folder if ranks.is_main else None
     log = RunLog(out, *COLUMNS, panels=PANELS, resume_at=first, tensorboard=options.tensorboard)
     with StopSignal() as stop, log:
@@ -198,9 +200,10 @@ def train(options: Options, ranks: Ranks) -> None:
             total, stopping, norm = numbers.tolist()
             loss = total / (n_micro * ranks.world_size)
             if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
+                how = "--resume" if (folder / "checkpoints").exists() else "start another run"
                 raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are "
-                                "as they were. Go on from the last checkpoint with --resume and a "
-                                "lower --lr, longer --warmup-steps or lower --clip")  # fmt: skip
+                                f"as they were before it: {how} with a lower --lr, longer "
+                                "--warmup-steps or lower --clip")  # fmt: skip
             in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
             skipped += in_a_row > 0
             if in_a_row > MOST_SKIPPED:

@@ -108,7 +108,20 @@ def parse(options_class: type, argv: Sequence[str]):
         box = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", stderr.getvalue())
         words = " ".join(box.split("For full helptext")[0].split())
         words = re.sub(r"^(Unrecognized options|Parsing error|Value error) ", "", words)
-        raise UserError(f"{words} (--help lists the options)") from None
+        raise UserError(f"{_plainly(words)} (--help lists the options)") from None
+
+
+def _plainly(words: str) -> str:
+    """What tyro says of a value of the wrong kind, shorter."""
+    if found := re.match(r"Error parsing (\S+): .*?('[^']*').*\b(INT|FLOAT)\b", words):
+        option, value, kind = found.groups()
+        return f"{option} can't be {value}: give a {'whole ' * (kind == 'INT')}number"
+    found = re.match(r"Invalid choice .*?(\S+) for argument '(\S+)'.*?\((.*?)\)", words)
+    if found:
+        value, option, choices = found.groups()
+        choices = choices.replace("'None', ", "").replace("'", "")
+        return f"{option} can't be {value}: give one of {choices}"
+    return words.removeprefix("Missing argument ")
 
 
 def duration(seconds: float) -> str:

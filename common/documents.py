@@ -17,10 +17,9 @@ from pathlib import Path
 
 import fsspec
 import pyarrow.parquet
-from huggingface_hub.errors import HfHubHTTPError
 
 from common.cli import UserError
-from common.sources import COMPRESSED, Source
+from common.sources import COMPRESSED, HUB_ERRORS, Source
 
 MOST_CHARACTERS = (
     2**23
@@ -67,8 +66,8 @@ def read(source: Source, state: dict | None = None) -> Iterator[Batch]:
         except UnicodeDecodeError as error:
             byte = error.object[error.start]
             raise UserError(f"{file} is no UTF-8 (byte {byte:#04x}): convert it") from None
-        except (OSError, EOFError, ValueError, zlib.error, pyarrow.ArrowException,
-                fsspec.compression.zstd.ZstdError, HfHubHTTPError) as error:  # fmt: skip
+        except (*HUB_ERRORS, EOFError, ValueError, zlib.error, pyarrow.ArrowException,
+                fsspec.compression.zstd.ZstdError) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{file} can't be read: {reason}; {hint}") from None
 

@@ -1,4 +1,8 @@
-"""Sampling: one token at a time, each drawn from the model's own prediction."""
+"""Sampling: one token at a time, each drawn from the model's own prediction.
+
+Each new token reads the whole window again. Keeping the keys and values of what was read (a "KV
+cache") would save that; for some lines now and then it is not worth a second way through the model.
+"""
 
 import torch
 

@@ -1,8 +1,8 @@
-"""GPT-2 (Radford et al., 2019, and OpenAI's code): pre-norm blocks, learned positions, tanh-GELU.
+"""GPT-2 (Radford et al., 2019, and OpenAI's code): LayerNorm before each part (pre-norm), learned
+positions, GELU by its tanh formula, Hugging Face's names. Complete as it stands: later stages add
+from outside, through GPTConfig or by calls on a model.
 
-Complete as it stands: later stages add from outside, through GPTConfig or by calls on a model.
-State-dict names are Hugging Face's. Shapes: B rows, T tokens, C = n_embd, nh heads of hs = C / nh.
-"""
+Shapes: B rows, T tokens, C = n_embd, nh heads of hs = C / nh."""
 
 import math
 import re

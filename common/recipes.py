@@ -22,7 +22,8 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
     return options | {"lr": lr, "steps": round(260e9 / tokens)} | others
 
 
-# Model, T, B for one GPU of 80 GB, tokens in a batch, learning rate: GPT-3 paper, table 2.1.
+# Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
+# table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
 RECIPES = {
     "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600, eval_tokens=2**14),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens

@@ -172,7 +172,8 @@ def draw_run(path: Path, curves: dict, held_out: dict, panels: dict) -> None:
         values = [value for _, value in points if math.isfinite(value)] or [1.0]
         # A step that compiles would press all others flat.
         top = min(max(values), 2 * np.quantile(values, 0.95)) * 1.05
-        panel.set(ylabel=title, ylim=(0, top or None))
+        cut = "\n(top cut)" if max(values) > top else ""
+        panel.set(ylabel=title + cut, ylim=(0, top or None))
     for panel in (axes, *others):
         panel.grid(alpha=0.3, which="both")
     panel.set(xlabel="step")

@@ -93,7 +93,7 @@ def fill(shards: Shards, source: Source, batches: Iterator[Batch], quiet: bool =
     by_piece = source.kind == "text" and len(sizes) == 1
     seconds = 0.2 if sys.stderr.isatty() else 30  # between looks of the bar
     with tqdm(total=source.tokens or None, initial=shards.tokens, unit=" tokens", unit_scale=True,
-              mininterval=seconds, disable=quiet) as bar:  # fmt: skip
+              mininterval=seconds, delay=seconds, disable=quiet) as bar:  # fmt: skip
         for batch, ids in tokenized(batches, shards, by_piece):
             shards.append(batch, *ids)
             if source.bytes:  # a share of the files, as they are on the disk
@@ -112,8 +112,9 @@ def packed(source: Source) -> bool:
 
 def make(options: Options) -> None:
     """Tokenize the source into --out, or go on with that."""
+    out = Path(options.out).expanduser()
+    source = find_source(options.source, options.field, leave_out=out)
     folder = run_folder(options.out)
-    source = find_source(options.source, options.field, leave_out=folder)
     made_from = {
         "source": options.source, "field": source.field, "shard_tokens": options.shard_tokens,
         "val_fraction": options.val_fraction, "files": list(source.files), "bytes": source.bytes,
@@ -126,7 +127,7 @@ def make(options: Options) -> None:
     need = 2 * (source.tokens or source.bytes * (3 if packed(source) else 1) / 4)
     check_room(folder, need, "the shards")
     size = f", {source.bytes / 1e6:,.1f} MB" if source.bytes else ""
-    print(f"source: {options.source}, {source.kind}, {len(source.files)} file(s){size}")
+    print(f"source: {options.source}, {source.kind}, files: {len(source.files)}{size}")
     if shards.documents:
         print(f"going on after {shards.documents:,} documents, {shards.tokens:,} tokens")
     started, before = time.perf_counter(), shards.tokens

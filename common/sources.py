@@ -19,6 +19,8 @@ HUB = {
 }  # fmt: skip
 KINDS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
+# The Hub's own, and what it builds on: those of the HTTP client of the day, and the system's.
+HUB_ERRORS = (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _on_the_hub(name: str) -> Source:
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
         files = HfFileSystem().glob(f"datasets/{dataset}@{commit}/{pattern}")
-    except (OSError, HfHubHTTPError) as error:
+    except HUB_ERRORS as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:100]
         raise UserError(f"{name} can't be had from the Hub ({reason}): try again") from None
     if not files:

@@ -191,7 +191,10 @@ def test_bad_input(refused):
     refused("--batch-size is 0", 0, "--batch-size", "0")
     refused("1025 tokens", 0, "--block-size", "1025")
     refused("--seed is -1", 0, "--seed", "-1")
-    refused("invalid literal", 0, "--seed", "x")
+    refused("--seed can't be 'x': give a whole number (", 0, "--seed", "x")
+    refused("--steps can't be '1.5': give a whole number (", 6, "--steps", "1.5")
+    refused("--dtype can't be 'int8': give one of ", 6, "--dtype", "int8")
+    refused("--lr can't be 'x': give a number (", 7, "--lr", "x")
     refused("--wide", 0, "--wide", "1")
 
 

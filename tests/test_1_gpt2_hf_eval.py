@@ -252,7 +252,8 @@ def test_the_script_on_a_folder(folder, text_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert "of the largest logit" in done.stdout and "bits/byte (300 tokens)" in done.stdout
-    assert done.stdout.count("\n> To be") == 5
+    assert done.stdout.count("\n  | To be") == 5
+    assert max(map(len, done.stdout.splitlines())) <= 80
     models = [GPT2LMHeadModel.from_pretrained(tmp_path / name).eval() for name in ("model", "out")]
     assert torch.equal(models[0](IDS).logits, models[1](IDS).logits)
 

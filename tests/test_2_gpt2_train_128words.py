@@ -47,7 +47,7 @@ def test_a_small_model_recites_the_paragraph(tmp_path):
     losses = [float(loss) for loss in re.findall(r"loss +([\d.]+)", done.stdout)]
     assert len(losses) == 60 and losses[0] > 10 and losses[-1] < 0.1
     assert "recalled: 100.0% of 128 tokens" in done.stdout
-    assert "> A lighthouse keeper once tried to teach the sea to count." in done.stdout
+    assert "  | A lighthouse keeper once tried to teach the sea to count." in done.stdout
 
 
 def test_what_was_not_learned_is_not_recalled(call):

@@ -173,6 +173,17 @@ def test_the_arithmetic_of_the_ladder(capsys):
                                     f"{second.mfu:.1%}", "2.0", "+0.0040"]  # fmt: skip
 
 
+@pytest.mark.parametrize("last, words", [(205, None), (100, "same work"), (400, "same work"),
+                                         (0.01, "of the peak")])  # fmt: skip
+def test_a_busy_machine_is_said(last, words):
+    ladder = Ladder(TINY, B=4, T=32, device=CPU)
+    ladder.peaks = {(torch.float32, "highest"): 1e12}
+    for ms in (200, 80, last):
+        ladder.add(row("0 fp32", ms))
+    why = ladder.why_not_believe()
+    assert why is None if words is None else words in why
+
+
 def test_a_rung_with_another_loss_does_not_count():
     ladder = Ladder(TINY, B=4, T=32, device=CPU)
     ladder.peaks = {(torch.float32, "highest"): 1e12}
