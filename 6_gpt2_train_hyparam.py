@@ -177,7 +177,7 @@ def train(options: Options, ranks: Ranks) -> None:
 
     epochs = options.steps * options.total_batch_tokens / len(tokens.train)
     print(f"from step {first} to {last} of {options.steps}, {epochs:.3g} times through the text")
-    print(f"  {options.total_batch_tokens:,} tokens a step: rows of {T} tokens, {B} a micro-batch, "
+    print(f"  {options.total_batch_tokens:,} tokens a step: {B} × {T} a micro-batch, "
           f"× {n_micro} accumulated, × {ranks.world_size} ranks")  # fmt: skip
     out = folder if ranks.is_main else None
     log = RunLog(out, *COLUMNS, panels=PANELS, resume_at=first, tensorboard=options.tensorboard)

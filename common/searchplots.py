@@ -65,7 +65,7 @@ def draw_importances(path: Path, found: dict[str, Importance], title: str) -> No
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(xlabel="share of importance", title=title)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     save_picture(figure, path)
 
 

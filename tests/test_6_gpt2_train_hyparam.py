@@ -819,10 +819,7 @@ def test_two_ranks_are_one_process_that_accumulates(one_process, tmp_path):
     one, options = one_process
     done = torchrun(*options, "--out", "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (
-        "128 tokens a step: rows of 32 tokens, 2 a micro-batch, × 1 accumulated, × 2 ranks"
-        in done.stdout
-    )
+    assert "128 tokens a step: 2 × 32 a micro-batch, × 1 accumulated, × 2 ranks" in done.stdout
     assert done.stdout.count("step    3  loss") == 1  # rank 0 alone prints
     assert logged(tmp_path / "two") == logged(one)
     files, others = kept(one), kept(tmp_path / "two")
