@@ -27,7 +27,6 @@ from common.disk import replace_folder, sha256, sync
 from common.distributed import Ranks
 from common.init import tie_weights
 from common.model import GPT
-from common.pretrained import to_hugging_face
 
 TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
@@ -94,6 +93,8 @@ def export(folder: Path, model: GPT, ranks: Ranks) -> None:
     """Write the model as folder/hf, which stage 1 and transformers read; whole or not at all."""
     weights = {name: ranks.whole(parameter) for name, parameter in model.named_parameters()}
     if ranks.is_main:
+        from common.pretrained import to_hugging_face  # transformers takes a second to import
+
         whole = tie_weights(GPT(model.config))
         whole.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
         partial = folder / ".hf.partial"

@@ -16,7 +16,6 @@ from common.disk import check_room, lock, write_json
 from common.distributed import Ranks
 from common.init import init_weights, tie_weights
 from common.model import GPT, GPTConfig, preset
-from common.pretrained import HubUnreachable, from_hugging_face
 from common.recipes import ATTENTION, run_config
 from common.runlog import run_folder
 from common.speed import pad_vocab
@@ -64,6 +63,8 @@ def _model_of_rank_0(options, saved: dict | None) -> GPT:
     if saved and "model" in saved:
         return tie_weights(GPT(GPTConfig(**saved["model"] | how)))
     if options.init_from:
+        from common.pretrained import HubUnreachable, from_hugging_face  # a second to import
+
         try:
             pretrained = from_hugging_face(options.init_from)
         except HubUnreachable as error:

@@ -706,7 +706,7 @@ def test_an_export_that_fails_is_made_again(call, refused, text_file, monkeypatc
 
     options = (*SMALL, "--data", str(text_file), "--steps", "2", "--out", "run")
     with monkeypatch.context() as patch:
-        patch.setattr("common.checkpoint.to_hugging_face", full)
+        patch.setattr("common.pretrained.to_hugging_face", full)
         refused("--resume exports again", 6, *options)
     Path("run/.hf.old.partial/x").mkdir(parents=True)  # and a kill
     assert call(6, "--out", "run", "--resume")[0] == 0
