@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2LMHeadModel
 
 from common import checkpoint
-from common.cli import UserError, duration
+from common.cli import UserError, duration, run
 from common.data import Batches, load_tokens
 from common.disk import check_room
 from common.distributed import Ranks
@@ -802,9 +802,12 @@ def one_process(text_file, tmp_path_factory):
     """A run of 8 steps in one process that accumulates two micro-batches, on one thread."""
     folder = tmp_path_factory.mktemp("one")
     options = (*SMALL, "--data", str(text_file), "--steps", "8", "--checkpoint-every", "4")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(SCRIPTS[6]), *options, "--out", "run"]
-    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    threads, script = torch.get_num_threads(), load_script(6)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(script.main, script.Options, [*options, "--out", "run"])
+    torch.set_num_threads(threads)
     return folder / "run", options
 
 
