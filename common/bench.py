@@ -31,17 +31,17 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest of some square products in dtype: the ceiling a training step has.
 
     The fastest time of the fastest size counts, so that a share of this peak is not flattered. A
-    type that the device only emulates is tried for no more than some seconds.
+    type that the device only emulates is tried for little more than a second.
     """
     best = 0.0
     for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
         a = torch.randn(n, n, device=device).to(dtype)
         b = torch.randn(n, n, device=device).to(dtype)
         times = []
-        while len(times) < 12 and sum(times) < 2:
+        while len(times) < 12 and sum(times) < 1:
             times.append(timed(lambda a=a, b=b: a @ b, device)[0])
         best = max(best, 2 * n**3 / min(times[2:] or times))
-        if sum(times) >= 2:
+        if sum(times) >= 1:
             break
     return best
 

@@ -418,7 +418,7 @@ def test_a_draw_that_was_cut_off_is_no_setting(tmp_path):
 
 
 def test_two_processes_share_the_work(text_file, tmp_path):
-    options = (*SMALL, "--phases", "4x20,1x40", "--data", str(text_file), "--out", "s")
+    options = (*SMALL, "--phases", "4x12,1x20", "--data", str(text_file), "--out", "s")
     command = [sys.executable, str(SCRIPTS[7]), *options]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pair = [
