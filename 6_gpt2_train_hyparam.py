@@ -224,7 +224,8 @@ def train(options: Options, ranks: Ranks) -> None:
                          "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
                 texts = {"state": state, "config": run_config(options)}
                 log.sync()
-                checkpoint.save(folder, texts, model, optimizer, options.keep, ranks)
+                path = checkpoint.save(folder, texts, model, optimizer, options.keep, ranks)
+                print(f"kept: {path}")
             if stopping:
                 print(f"stopped after step {step}: --resume goes on")
                 return

@@ -71,7 +71,7 @@ def train(claim: Claim, before: int, until: int, tokens: Tokens, options: Option
     interruption left; look(step, loss) at its held-out loss now and then. Returns its state, kept
     beside its weights: step, seconds, and a curve of (step, seconds, held-out loss); with a
     "reason" if the loss became no number. Raises KeyboardInterrupt if asked to stop."""
-    values, folder, ranks = claim.values, claim.folder / "checkpoints", Ranks(device)
+    values, ranks = claim.values, Ranks(device)
     B, T = values["batch_size"], values["block_size"]
     seed_everything(options.seed)
     model = init_weights(tie_weights(GPT(config_of(values))), options.seed)
@@ -98,9 +98,8 @@ def train(claim: Claim, before: int, until: int, tokens: Tokens, options: Option
 
     def save() -> None:
         kept = state | {"data": batches.state(), "scaler": scaler.state_dict()}
-        texts = {"state": kept, "config": values, "model": {}}
-        tensors = checkpoint.collect(model, optimizer, ranks)
-        checkpoint.write(folder, state["step"], tensors, texts, 1)
+        texts = {"state": kept, "config": values}
+        checkpoint.save(claim.folder, texts, model, optimizer, 1, ranks)
 
     nothing = torch.zeros(B, T, dtype=torch.long, device=device)
     gradient(nothing, nothing)  # what is slow the first time is not the setting's

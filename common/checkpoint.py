@@ -79,14 +79,15 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     return True
 
 
-def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> None:
-    """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]."""
+def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> Path | None:
+    """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]; returns
+    where it is, on rank 0."""
     tensors = collect(model, optimizer, ranks)
-    if ranks.is_main:
-        sizes = asdict(model.config)
-        texts["model"] = {k: v for k, v in sizes.items() if k not in ("attention", "dropout")}
-        path = write(folder / "checkpoints", texts["state"]["step"], tensors, texts, keep)
-        print(f"kept: {path}")
+    if not ranks.is_main:
+        return None
+    sizes = asdict(model.config)
+    texts["model"] = {k: v for k, v in sizes.items() if k not in ("attention", "dropout")}
+    return write(folder / "checkpoints", texts["state"]["step"], tensors, texts, keep)
 
 
 def export(folder: Path, model: GPT, ranks: Ranks) -> None:
