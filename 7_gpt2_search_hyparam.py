@@ -40,7 +40,7 @@ from common.search import WARMUP_STEPS, Claim, Search
 from common.searchplots import report, say
 from common.searchstart import checkpoint_of, config_of, open_search
 from common.speed import autocast, autocast_dtype, pad_vocab
-from common.start import fingerprint
+from common.start import fingerprint, put_back
 from common.tokenfiles import open_tokens
 
 LOOKS = 4  # evaluations a phase, at most
@@ -82,13 +82,10 @@ def train(claim: Claim, before: int, until: int, tokens: Tokens, options: Option
     dtype = autocast_dtype(device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
     state = {"step": 0, "seconds": 0.0, "curve": [], "data": batches.state(), "scaler": {}}
-    path = checkpoint_of(claim, until)
-    if path:
-        state = checkpoint.read(path)["state"]
-        checkpoint.restore(path, model, optimizer, ranks)
-        batches.restore(state["data"])
-        if state["scaler"]:
-            scaler.load_state_dict(state["scaler"])
+    found = checkpoint_of(claim, until)
+    if found:
+        path, state = found
+        put_back(path, state, model, optimizer, scaler, batches, ranks)
 
     def gradient(x, y) -> torch.Tensor:
         with autocast(device, dtype):
@@ -141,17 +138,16 @@ def train(claim: Claim, before: int, until: int, tokens: Tokens, options: Option
 def main(options: Options) -> None:
     if options.eval_tokens < 2:
         raise UserError(f"--eval-tokens is {options.eval_tokens}: give 2 or more")
-    read_phases(options.phases)
-    space = read_space(options)
+    phases, space = read_phases(options.phases), read_space(options)
     device = pick_device(options.device)
     checkpoint.repeat_exactly(device)
     tokens = open_tokens(options.data)
     for B, T in itertools.product(space["batch_size"], space["block_size"]):
         Batches(tokens.train, B, T)  # complains if the text is too short
     try:
-        search = open_search(options, fingerprint(tokens))
-        total = steps_in_all(search.phases)
-        print(f"{total:,} steps in {len(search.phases)} phases: {options.phases}")
+        search = open_search(options, phases, space, fingerprint(tokens))
+        total = steps_in_all(phases)
+        print(f"{total:,} steps in {len(phases)} phases: {options.phases}")
         with StopSignal() as stop:
             work(search, tokens, options, device, stop)
         with search.alone():

@@ -39,8 +39,12 @@ def lock(path: Path, wait: bool = False) -> TextIO | None:
 
 
 def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.write_text(text)
     sync(partial)
     os.replace(partial, path)
 

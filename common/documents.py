@@ -21,9 +21,8 @@ import pyarrow.parquet
 from common.cli import UserError
 from common.sources import COMPRESSED, HUB_ERRORS, Source
 
-MOST_CHARACTERS = (
-    2**23
-)  # of a document, or of text without a space: more is a mistake, or an attack
+# Of a document, or of text without a space: more is a mistake, or an attack.
+MOST_CHARACTERS = 2**23
 ROWS = 16  # documents at once
 PIECE = 2**17  # characters of a text file at once
 
@@ -141,9 +140,7 @@ def _read_parquet(data: str, field: str, place: list | None, folder: str) -> Ite
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
         ends = list(itertools.accumulate(sizes, initial=0))[1:]
         groups = [g for g, end in enumerate(ends) if end > rows]
-        at = (
-            ends[groups[0]] - sizes[groups[0]] if groups else 0
-        )  # rows before the first that is read
+        at = ends[groups[0]] - sizes[groups[0]] if groups else 0  # rows before those read
         for batch in file.iter_batches(ROWS, groups, columns=[field]) if groups else ():
             values = batch.column(0).to_pylist()[max(0, rows - at) :]
             at += batch.num_rows
@@ -179,8 +176,7 @@ def without_long_gaps(text: str) -> list[str]:
     its tokens stay: GPT-2's pattern would overflow a stack on the whole."""
     if len(text) < 500_000:
         return [text]
-    spaces = re.finditer(
-        r"[^\S\x1c-\x1f]+", text
-    )  # which the pattern does not take for white space
+    # Without the four that Python takes for white space and the pattern does not.
+    spaces = re.finditer(r"[^\S\x1c-\x1f]+", text)
     cuts = [gap.end() - 1 for gap in spaces if gap.end() - gap.start() >= 500_000]
     return [text[a:b] for a, b in itertools.pairwise((0, *cuts, len(text)))]

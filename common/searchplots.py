@@ -1,7 +1,6 @@
 """What a search found, drawn: curves by hyper-parameter, importances, loss against time."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from common.cli import UserError
+from common.disk import write_text
 from common.importance import Importance, importances
 from common.runlog import save_picture
 from common.search import WARMUP_STEPS, Search
@@ -168,6 +168,4 @@ def write_best(path: Path, best: FrozenTrial, steps: int, data: str, seed: int) 
         f"warmup_steps = {min(WARMUP_STEPS, steps)}",
         f"seed = {seed}",
     ]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, path)
+    write_text(path, "\n".join(lines) + "\n")

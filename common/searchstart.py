@@ -13,15 +13,14 @@ from common.cli import UserError
 from common.disk import check_room, lock, write_json
 from common.init import tie_weights
 from common.model import GPT, GPTConfig, preset
-from common.phases import read_phases, read_space
+from common.phases import Phase
 from common.runlog import run_folder
 from common.search import Claim, Search
 from common.start import BYTES_IN_CHECKPOINT
 
 
-def open_search(options, text: str) -> Search:
+def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> Search:
     """The search in --out, new or begun with the same options. Raises UserError for another."""
-    phases, space = read_phases(options.phases), read_space(options)
     size = math.prod(map(len, space.values()))
     if size < phases[0].settings:
         raise UserError(f"--phases wants {phases[0].settings} settings, and the space has {size}: "
@@ -68,14 +67,14 @@ def config_of(values: dict) -> GPTConfig:
     return preset(name, block_size=values["block_size"])
 
 
-def checkpoint_of(claim: Claim, until: int) -> Path | None:
-    """The checkpoint that a setting goes on from. One that is damaged, or that another search left,
-    is removed: the setting starts again."""
+def checkpoint_of(claim: Claim, until: int) -> tuple[Path, dict] | None:
+    """The checkpoint that a setting goes on from, and its state. One that is damaged, or that
+    another search left, is removed: the setting starts again."""
     folder = claim.folder / "checkpoints"
     with contextlib.suppress(UserError):  # newest has said what is damaged
         path = checkpoint.newest(folder)
         found = path and checkpoint.read(path)
         if found and found["config"] == claim.values and found["state"]["step"] <= until:
-            return path
+            return path, found["state"]
     shutil.rmtree(folder, ignore_errors=True)
     return None

@@ -103,6 +103,14 @@ def fingerprint(tokens: Tokens) -> str:
     return f"{len(ids)} tokens, {hashlib.sha256(ends).hexdigest()[:16]}"
 
 
+def put_back(path: Path | None, state: dict, model, optimizer, scaler, batches, ranks) -> bool:
+    """Put a checkpoint's state and tensors back; returns as checkpoint.restore."""
+    batches.restore(state["data"])
+    if state["scaler"]:  # not empty: the run was in fp16
+        scaler.load_state_dict(state["scaler"])
+    return checkpoint.restore(path, model, optimizer, ranks)
+
+
 def go_on(
     saved: dict, text: str, model: GPT, optimizer, scaler, batches: Ahead, ranks: Ranks
 ) -> dict:
@@ -112,11 +120,8 @@ def go_on(
     if state["text"] != text:
         raise UserError(f"the run began with a text of {state['text']}, and --data now has {text}: "
                         "give the one that it began with")  # fmt: skip
-    batches.restore(state["data"])
-    if state["scaler"]:  # not empty: the run was in fp16
-        scaler.load_state_dict(state["scaler"])
     path = saved["path"] if ranks.is_main else None
-    if not checkpoint.restore(path, model, optimizer, ranks):
+    if not put_back(path, state, model, optimizer, scaler, batches, ranks):
         print("generators start anew: the run had fewer ranks, or another kind of device")
         seed_everything(seed + ranks.rank + state["step"] * ranks.world_size)
     print(f"going on from {saved['path']}")
