@@ -1,16 +1,16 @@
 """Stage 0: the model, and proof that it is GPT-2.
 
-New here: common/model.py, GPT-2 in some 130 lines. Read it first; common/device.py and
-common/cli.py, which all scripts use, can wait.
+New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read the
+first before this script; it is the model of the whole course.
 
-    python 0_gpt2_model.py
-    python 0_gpt2_model.py --model gpt3-13b     # a table only: no weight is allocated
+    python 0_gpt2_model.py                      # some seconds
+    python 0_gpt2_model.py --model gpt3-13b     # a table only: no weights are allocated
 
-You will see every part with its shape and its parameters, 124,439,808 of them with the head tied
-to the token embedding and 163,037,184 as built here with the head apart, and a batch of ids on its
-way through. Then two proofs: no position sees its future, and a model that has learned nothing has
-a loss of about 10.95, a little more than ln(50257) = 10.82, the loss of guessing among all tokens
-alike, because its logits already differ.
+You will see every part of the model with its shape, its parameters and the shape of its output for
+a batch of ids: 163,037,184 parameters as built here, 124,439,808 once the head shares the token
+embedding's matrix (stage 4). Then two checks. No position sees its future. And the loss of the
+untrained model is about 10.95, a little above ln(50257) = 10.82, which is the loss of a guess in
+which all tokens are equally likely.
 """
 
 import math
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import run
-from common.device import pick_device, seed_everything
-from common.model import GPT, preset
+from common.kit.cli import run
+from common.kit.device import pick_device, seed_everything
+from common.model import GPT
+from common.presets import preset
 
-MOST_TO_BUILD = 10**9  # parameters; of a larger model shapes alone, on torch's "meta" device
+MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: shapes alone
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Options:
 
 
 def print_table(model: GPT, B: int, T: int) -> None:
-    """The parts of the model in the order of the computation, with what comes out of each."""
+    """The parts of the model in the order of the computation, with the shape of each output."""
     outputs = {}  # a part's name → the shape of its output
 
     def remember(name):
@@ -68,8 +69,8 @@ def print_table(model: GPT, B: int, T: int) -> None:
     print(f"FLOPs a token, forward and backward {model.config.flops_per_token(T):>22,}  at T = {T}")
 
 
-def prove_causality(model: GPT, idx: torch.Tensor) -> None:
-    """Change the token at T/2: the logits before it must stay the same, bit for bit."""
+def check_causality(model: GPT, idx: torch.Tensor) -> None:
+    """Change the token at T/2: the logits before it must not change, not by a bit."""
     changed, at = idx.clone(), idx.size(1) // 2
     changed[:, at] = (changed[:, at] + 1) % model.config.vocab_size
     before, after = model(idx)[0], model(changed)[0]
@@ -85,13 +86,13 @@ def prove_causality(model: GPT, idx: torch.Tensor) -> None:
 def main(options: Options) -> None:
     config, B, T = preset(options.model), options.batch_size, options.block_size
     with torch.device("meta"):
-        outline = GPT(config)  # shapes without numbers
+        outline = GPT(config)  # shapes without values
     print(f"{options.model}: {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}")
-    print(f"on its way: ({B}, {T}) ids, of at most (any, {config.block_size})\n")
+    print(f"a batch of ({B}, {T}) ids; the block size is {config.block_size}\n")
     print_table(outline, B, T)
     n_params = sum(p.numel() for p in outline.parameters())
-    if n_params > MOST_TO_BUILD:
-        print(f"the proofs would need {n_params * 4 / 1e9:.1f} GB of weights: none is allocated")
+    if n_params > MAX_TO_BUILD:
+        print(f"the checks would need {n_params * 4 / 1e9:.1f} GB of weights: none is allocated")
         return
 
     print()
@@ -100,13 +101,13 @@ def main(options: Options) -> None:
     model = GPT(config).to(device).eval()
     idx = torch.randint(config.vocab_size, (B, T), device=device)
     with torch.no_grad():
-        prove_causality(model, idx)
+        check_causality(model, idx)
         logits, loss = model(idx, torch.randint(config.vocab_size, (B, T), device=device))
-    # Logits spread as a normal distribution of variance σ² cost σ²/2 nats more than equal ones.
+    # Logits drawn from a normal distribution of variance σ² cost σ²/2 nats more than equal ones.
     guess = math.log(config.vocab_size)
     print(f"the loss of the untrained model: {loss:.4f}")
-    print(f"  beside ln({config.vocab_size}) = {guess:.4f}, the loss of a guess, and with half the")
-    print(f"  variance of the logits added {guess + logits.var().item() / 2:.4f}")
+    print(f"  the loss of a guess, ln({config.vocab_size}):    {guess:.4f}")
+    print(f"  plus half the variance of the logits: {guess + logits.var().item() / 2:.4f}")
 
 
 if __name__ == "__main__":

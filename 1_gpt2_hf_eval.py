@@ -1,17 +1,17 @@
 """Stage 1: Hugging Face's weights in and out, evaluation, sampling.
 
-New here: common/pretrained.py (weights), common/generate.py (sampling), common/evals.py (how good
-is it?), common/hellaswag.py, and below them common/tokenizer.py, common/corpus.py and
-common/download.py.
+New here: common/tokenizer.py (text to ids), common/pretrained.py (weights), common/generate.py
+(sampling), common/evals.py (loss, perplexity, bits per byte) and common/hellaswag.py (a test of
+common sense). Read them in this order.
 
-    python 1_gpt2_hf_eval.py                          # OpenAI's 124M, from the Hub or its cache
+    python 1_gpt2_hf_eval.py        # OpenAI's 124M from the Hub or its cache; under a minute
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
     python 1_gpt2_hf_eval.py --export FOLDER          # ours, as a folder for transformers
 
-You will see that our logits are Hugging Face's, to less than 1e-5 of the largest one in fp32; the
-loss on held-out Shakespeare; with --hellaswag how often it picks the right one of four endings; and
-five ways to go on from the prompt. With no network and nothing cached, a random model of the same
-size goes through the same proof: its loss is about 10.9.
+You will see that our logits equal Hugging Face's, to less than 1e-5 of the largest one in fp32; the
+loss on Shakespeare; with --hellaswag how often the model picks the right one of four endings; and
+five samples that continue the prompt. With no network and nothing cached, a random model of the
+same size takes the same test: its loss is about 10.9.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from textwrap import fill
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common.cli import UserError, check_positive, quoted, run
-from common.corpus import read_corpus
-from common.device import pick_device, seed_everything
 from common.evals import evaluate
 from common.generate import check_sampling, generate
-from common.hellaswag import ask_both_ways, read_questions
+from common.hellaswag import hellaswag, print_scores, read_questions
+from common.kit.cli import UserError, check_positive, quoted, run
+from common.kit.corpus import read_corpus
+from common.kit.device import pick_device, seed_everything
 from common.pretrained import (
     HubUnreachable,
     check_new_folder,
@@ -41,28 +41,47 @@ from common.tokenizer import gpt2_tokenizer
 class Options:
     model: str = "gpt2"  # a name on the Hub (gpt2, gpt2-xl, …) or a folder in its format
     prompt: str = "Hello, I'm a language model,"
-    samples: int = 5  # how many ways to go on
+    samples: int = 5  # how many
     max_new_tokens: int = 30
     temperature: float = 1.0  # 0 is greedy
-    top_k: int = 50  # draw from the k likeliest tokens
+    top_k: int = 50  # sample from the k most probable tokens
     data: str = "tinyshakespeare"  # the text to evaluate on: a name, a file or a folder
     eval_tokens: int = 8192  # how many tokens of its end
     stride: int | None = None  # tokens from one window to the next; default: the block size
     batch_size: int = 4  # windows, or questions, evaluated at once
     hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
-    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, not to download it
-    hellaswag_most: int | None = None  # only so many questions
+    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, instead of a download
+    hellaswag_limit: int | None = None  # only so many questions
     export: str | None = None  # a new folder for our model in Hugging Face's format
     seed: int = 42
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
 def check_prompt(prompt: list[int], config: GPT2Config) -> None:
+    """Raises UserError for a prompt that does not fit the model."""
+    if not prompt:
+        raise UserError("--prompt is empty: give a word or more")
     if len(prompt) > config.n_positions:
         raise UserError(
             f"the prompt is {len(prompt)} tokens long, the model's block size is "
             f"{config.n_positions}: shorten the prompt"
         )
+
+
+def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
+    """Hugging Face's model, from the Hub or a folder; offline, a random one of gpt2's size."""
+    try:
+        check_prompt(prompt, hugging_face_config(options.model))
+        reference = open_hugging_face(options.model)
+        print(f"model: {options.model}")
+        return reference
+    except HubUnreachable as error:
+        why = f"{options.model} can't be downloaded from the Hub ({error})"
+        if options.model != "gpt2" or options.export:
+            raise UserError(f"{why}: try again, or give a folder as --model") from None
+        check_prompt(prompt, GPT2Config())
+        print(f"model: {why}:\n  a random GPT-2 of 124M takes the same test instead")
+        return GPT2LMHeadModel(GPT2Config()).eval()
 
 
 def compare(model, reference, ids: torch.Tensor) -> None:
@@ -80,44 +99,32 @@ def compare(model, reference, ids: torch.Tensor) -> None:
 
 def main(options: Options) -> None:
     check_sampling(options.temperature, options.top_k, options.max_new_tokens)
-    check_positive(options, "samples", "eval_tokens", "stride", "hellaswag_most")
+    check_positive(options, "samples", "eval_tokens", "stride", "hellaswag_limit")
     questions = None
     if options.hellaswag or options.hellaswag_file:
-        questions = read_questions(options.hellaswag_file, options.hellaswag_most)
+        questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
     tokenizer = gpt2_tokenizer()
     prompt = tokenizer.encode_ordinary(options.prompt)
-    if not prompt:
-        raise UserError("--prompt is empty: give a word or more")
     if options.export:
         check_new_folder(options.export)
     device = pick_device(options.device)
     seed_everything(options.seed)
     corpus = read_corpus(options.data)
-    held_out = torch.tensor(tokenizer.encode_ordinary(corpus.text)[-options.eval_tokens - 1 :])
-    if len(held_out) < 2:
-        raise UserError(f"{options.data} is {len(held_out)} token long: give a longer text")
+    text_ids = torch.tensor(tokenizer.encode_ordinary(corpus.text)[-options.eval_tokens - 1 :])
+    if len(text_ids) < 2:
+        raise UserError(f"{options.data} is {len(text_ids)} token long: give a longer text")
 
-    try:
-        check_prompt(prompt, hugging_face_config(options.model))
-        reference = open_hugging_face(options.model)
-        print(f"model: {options.model}")
-    except HubUnreachable as error:
-        why = f"{options.model} can't be had from the Hub ({error})"
-        if options.model != "gpt2" or options.export:
-            raise UserError(f"{why}: try again, or give a folder as --model") from None
-        check_prompt(prompt, GPT2Config())
-        print(f"model: {why}:\n  a random GPT-2 of 124M goes through the same proof instead")
-        reference = GPT2LMHeadModel(GPT2Config()).eval()
+    reference = reference_model(options, prompt)
     model = convert(reference).to(device)
     block_size = model.config.block_size
-    compare(model, reference.to(device), held_out[: min(256, block_size)].to(device))
+    compare(model, reference.to(device), text_ids[: min(256, block_size)].to(device))
     del reference
 
     print(fill(f"text: the end of {corpus.name}, {corpus.source}", 79, subsequent_indent="  "))
     print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
-    print(f"  {evaluate(model, held_out, block_size, options.batch_size, options.stride)}")
+    print(f"  {evaluate(model, text_ids, block_size, options.batch_size, options.stride)}")
     if questions:
-        ask_both_ways(model, questions, batch_size=options.batch_size, progress=True)
+        print_scores(questions, lambda *how: hellaswag(model, *how, options.batch_size))
 
     print(f"{options.samples} samples, temperature {options.temperature:g}, top-k {options.top_k}:")
     ids = torch.tensor([prompt] * options.samples, device=device)

@@ -1,13 +1,13 @@
-"""Stage 2: the naked training loop. Overfit 128 tokens, then recite them.
+"""Stage 2: the naked training loop. Memorize 128 tokens, then recite them.
 
-New here: nothing in common/. The loop stands in `train` below, and it is all there is to training:
-predict, measure, differentiate, step. A model of 163 million parameters must be able to learn 128
-tokens by heart; if it can't, something is wrong, and no larger run will tell you what.
+New here: nothing in common/. The loop is `train` below, and it is all there is to training:
+predict, measure the loss, differentiate, update. A model of 163 million parameters must be able to
+memorize 128 tokens. If it can't, something is wrong, and a larger run will not tell you what.
 
-    python 2_gpt2_train_128words.py
+    python 2_gpt2_train_128words.py        # under a minute on two CPU cores
 
-You will see the loss fall from about 11 to below 0.01 in 40 steps, and then the paragraph come
-back, written by the model from the first token of each row: 100 % of the tokens recalled.
+You will see the loss fall from about 11 to below 0.01 in 40 steps. Then the model writes the
+paragraph back, from the first token of each row: 100 % of the tokens are recalled.
 """
 
 import time
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import quoted, run
-from common.device import pick_device, seed_everything
 from common.generate import generate
-from common.model import GPT, preset
+from common.kit.cli import quoted, run
+from common.kit.device import pick_device, seed_everything
+from common.model import GPT
+from common.presets import preset
 from common.tokenizer import gpt2_tokenizer
 
 B, T = 4, 32  # four rows of 32 tokens, and one more token as the last row's last target
@@ -37,30 +38,29 @@ notebook, and asked the moon to wait."""
 class Options:
     model: str = "gpt2"  # a preset
     steps: int = 40
-    lr: float = 3e-4
+    lr: float = 3e-4  # learning rate
     seed: int = 1337
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-def train(model: GPT, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    for step in range(steps):
+def train(model: GPT, x: torch.Tensor, y: torch.Tensor, options: Options) -> None:
+    """Train model on one batch, x and y (B, T) int64."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
+    for step in range(options.steps):
         start = time.perf_counter()
-        _, loss = model(x, y)  # predict, and measure
+        loss = model(x, y)[1]  # predict, and measure
         loss.backward()  # differentiate
-        optimizer.step()
+        optimizer.step()  # update the weights
         optimizer.zero_grad()
-        loss = loss.item()  # waits for the device
-        seconds = time.perf_counter() - start
-        print(f"step {step:>3}  loss {loss:8.4f}  {seconds * 1000:6.0f} ms")
-        if step == 4:  # the first ones also warm up
-            print(f"about {seconds * (steps - 5):.0f} s to go")
+        loss = loss.item()  # waits until the device has finished the step
+        ms = (time.perf_counter() - start) * 1000
+        print(f"step {step:>2} of {options.steps}  loss {loss:8.4f}  {ms:6.0f} ms")
 
 
 def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Ask for each row back, greedily from its first token; the share of y that comes, 0 to 1."""
+    """Generate each row greedily from its first token. Returns the share of y that comes back."""
     written = generate(model, x[:, :1], max_new_tokens=T, temperature=0)
-    print("\nfrom the first token of each row, the last of the row before, the model writes:")
+    print("\nfrom the first token of each row, the model writes:")
     for row in written.tolist():
         print(quoted(gpt2_tokenizer().decode(row)), end="\n\n")
     return (written[:, 1:] == y).float().mean().item()
@@ -71,11 +71,10 @@ def main(options: Options) -> None:
     device = pick_device(options.device)
     seed_everything(options.seed)
     ids = torch.tensor(gpt2_tokenizer().encode_ordinary(PARAGRAPH)[: B * T + 1], device=device)
-    x, y = ids[:-1].view(B, T), ids[1:].view(B, T)  # y is what comes after each token of x
+    x, y = ids[:-1].view(B, T), ids[1:].view(B, T)  # y is the next token at each place of x
     model = GPT(config).to(device)
-    print(f"{options.model} on {B} rows of {T} tokens, {options.steps} steps at {options.lr:g}")
-
-    train(model, x, y, options.steps, options.lr)
+    print(f"{options.model} on {B} rows of {T} tokens, {options.steps} steps")
+    train(model, x, y, options)
     recalled = recite(model, x, y)
     print(f"recalled: {recalled:.1%} of {B * T} tokens")
 
@@ -84,6 +83,6 @@ if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 2_gpt2_train_128words.py --steps 10          # not yet learned
-#   python 2_gpt2_train_128words.py --lr 3e-2           # too fast: it learns nothing
+#   python 2_gpt2_train_128words.py --steps 10          # not yet memorized
+#   python 2_gpt2_train_128words.py --lr 3e-2           # too high: the model learns nothing
 #   python 2_gpt2_train_128words.py --model gpt-mini --steps 200 --lr 1e-3

@@ -1,15 +1,16 @@
-"""Stage 4: weight tying and GPT-2's initialisation.
+"""Stage 4: weight tying and GPT-2's initialization.
 
 New here: common/init.py, two functions that are called on a model. The loop, the data and the seed
-are stage 3's; the same batches train three models, so that what differs is their start alone.
+are stage 3's. The same batches train three models, so only their first weights differ.
 
-    python 4_gpt2_train_best_practices.py
+    python 4_gpt2_train_best_practices.py               # about 3 minutes on two CPU cores
 
 You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
-spread of what leaves the last block. Tied to an embedding drawn from normal(0, 1), the head shouts:
-each logit is a sum of C products of spread 1, so of spread √C, and the loss is above 60 before any
-step. Drawn as GPT-2 draws it, the model starts where it should, at about 10.83, and after 100 steps
-is level with the first one, with half its parameters. metrics.png shows the three curves.
+spread (standard deviation) of the residual stream after the last block. With the head tied to an
+embedding drawn from normal(0, 1), a logit is a sum of C products of spread 1, so its spread is √C,
+and the loss starts above 60. With GPT-2's initialization the model starts at about 10.83, and after
+100 steps its validation loss equals the first model's with half the parameters. metrics.png shows
+the three curves.
 """
 
 import math
@@ -18,33 +19,37 @@ from dataclasses import dataclass
 
 import torch
 
-from common.cli import run
 from common.data import Batches, load_tokens
-from common.device import pick_device, seed_everything
-from common.evals import evaluate
+from common.evals import Evaluation, evaluate
 from common.init import init_weights, tie_weights
-from common.model import GPT, preset
-from common.runlog import RunLog, run_folder
+from common.kit.cli import run
+from common.kit.device import pick_device, seed_everything
+from common.kit.disk import run_folder
+from common.kit.runlog import RunLog
+from common.model import GPT
+from common.presets import preset
+
+COLUMNS = ("curve", "step", "loss", "ms", "tokens_per_s", "val_loss")
 
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them, a .npy file of ids
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
     model: str = "gpt-micro"  # a preset
     steps: int = 100
     batch_size: int = 8  # B, rows in a batch
     block_size: int = 128  # T, tokens in a row
-    lr: float = 1e-3
+    lr: float = 1e-3  # learning rate
     seed: int = 1337
     out: str = "runs/4_best_practices"  # the run's folder
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-# What each of the three does to a model as PyTorch made it, the next on top of the one before.
+# What is done to a model as PyTorch made it.
 STARTS = {
     "as in stage 3": lambda model, seed: model,
     "tied": lambda model, seed: tie_weights(model),
-    "tied, initialised": lambda model, seed: init_weights(tie_weights(model), seed),
+    "tied, initialized": lambda model, seed: init_weights(tie_weights(model), seed),
 }
 
 
@@ -58,46 +63,55 @@ def residual_spread(model: GPT, x: torch.Tensor) -> float:
     return seen[0].item()
 
 
+def train(
+    model: GPT, batches: Batches, val: torch.Tensor, log: RunLog, options: Options
+) -> tuple[Evaluation, float]:
+    """Train model on the batches. Returns how well it then predicts the ids val (N,), and the
+    residual spread at the start."""
+    device = next(model.parameters()).device
+    # new: what the initialization is there to bound
+    spread = residual_spread(model, val[None, : options.block_size].to(device))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
+    for step in range(options.steps):
+        start = time.perf_counter()
+        x, y = (ids.to(device) for ids in next(batches))
+        loss = model(x, y)[1]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = loss.item()
+        ms = (time.perf_counter() - start) * 1000
+        log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
+    after = evaluate(model, val, options.block_size)
+    log.val(options.steps, after.loss)
+    return after, spread
+
+
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
     config = preset(options.model, T)
     device = pick_device(options.device)
     tokens = load_tokens(options.data)
-    held_out = torch.from_numpy(tokens.held_out.astype("int64"))
-    Batches(tokens.train, B, T)  # complains now if the text is too short
+    val = torch.from_numpy(tokens.val.astype("int64"))
+    Batches(tokens.train, B, T)  # raises now if the text is too short
     table = []
-    with RunLog(run_folder(options.out), "start", "step", "loss", "ms", "tokens_per_s") as log:
-        for name, start_from in STARTS.items():
-            print(f"\n{name}:")
+    with RunLog(run_folder(options.out), COLUMNS, options.steps * len(STARTS)) as log:
+        for number, (name, start_from) in enumerate(STARTS.items(), 1):
+            print(f"\nmodel {number} of {len(STARTS)}, {name}:")
+            log.curve = name
             seed_everything(options.seed)
             model = start_from(GPT(config), options.seed).to(device)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
             batches = Batches(tokens.train, B, T, options.seed)
-            spread = residual_spread(model, held_out[None, :T].to(device))
-            losses = []
-            for step, (x, y) in zip(range(options.steps), batches, strict=False):
-                start = time.perf_counter()
-                x, y = x.to(device), y.to(device)
-                _, loss = model(x, y)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.item())
-                seconds = time.perf_counter() - start
-                log.row(name, start=name, step=step, loss=losses[-1], ms=seconds * 1000,
-                        tokens_per_s=B * T / seconds)  # fmt: skip
-                if step == 4:
-                    left = seconds * (options.steps - 5)
-                    print(f"about {left:.0f} s to go for this model, of {len(STARTS)}")
-            after = evaluate(model, held_out, T)
-            log.held_out(options.steps, after.loss, name)
+            after, spread = train(model, batches, val, log, options)
+            rows = [row for row in log.rows() if row["curve"] == name and row["loss"]]
+            first, last = (float(row["loss"]) for row in (rows[0], rows[-1]))
             n_params = sum(p.numel() for p in model.parameters())
-            table.append((name, n_params, losses[0], spread, losses[-1], after.loss))
+            table.append((name, n_params, first, spread, last, after.loss))
 
-    print(f"\n{'':<18}{'parameters':>12}{'step 0':>9}{'spread':>9}{'last':>9}{'held out':>10}")
+    print(f"\n{'':<18}{'parameters':>12}{'step 0':>9}{'spread':>9}{'last':>9}{'validation':>12}")
     for name, n_params, first, spread, last, after in table:
-        print(f"{name:<18}{n_params:>12,}{first:>9.3f}{spread:>9.3f}{last:>9.3f}{after:>10.3f}")
-    print(f"a guess among {config.vocab_size:,} costs {math.log(config.vocab_size):>7.3f}")
+        print(f"{name:<18}{n_params:>12,}{first:>9.3f}{spread:>9.3f}{last:>9.3f}{after:>12.3f}")
+    print(f"a guess among {config.vocab_size:,}{math.log(config.vocab_size):>19.3f}")
 
 
 if __name__ == "__main__":
@@ -105,4 +119,4 @@ if __name__ == "__main__":
 
 # To try:
 #   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
-#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which start forgives it?
+#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which start copes?

@@ -1,243 +1,190 @@
-"""Stage 5: the ladder. Each speed-up, measured here and now.
+"""Stage 5: a ladder of speed-ups, each measured here and now.
 
-New here: common/speed.py (what makes a step faster) and common/bench.py (how that is measured).
+New here: common/speed.py (what makes a step faster) and common/ladder.py (the table).
 
-    python 5_gpt2_train_speedup.py                                       # GPT-2 124M, real batches
-    python 5_gpt2_train_speedup.py --batch-size 4 --block-size 256 --upto 3
+    python 5_gpt2_train_speedup.py      # GPT-2 124M, about 2 minutes on two CPU cores
+    python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22    # for a GPU
 
-You will see a row a rung, each on top of the ones before: the median time of a whole training step
-(forward, backward, clip, AdamW), what it gained, its share of the fastest matrix product this
-machine does in that precision (MFU), the memory at its fullest, and how far the rung's first loss
-is from rung 0's on the same batch. A rung that your machine lacks, or that a trial shows to be
-slower on it, is skipped with the reason. Rows differ in the model alone: clipping and fused AdamW
-are the same in all, rung 0 too. Then Hugging Face's model in its fastest ordinary setting, and
-rung 0 again, for the drift.
+You will see a row a rung, each on top of the ones before: the median time of a training step, its
+spread (half the range), the speed-up, the share of this machine's fastest matrix product in that
+precision (MFU), peak memory, how far the first loss is from rung 0's, and the validation loss after
+the last step. A rung that this machine lacks, or that a trial shows to be slower, is skipped with
+the reason. Then come Hugging Face's model with the same speed-ups, and rung 0 again, whose change
+(drift) shows how steady the machine was.
 """
 
-import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from common.bench import Ladder, PeakMemory, Row, attention_gain, draw_ladder, timed
-from common.cli import UserError, duration, run
 from common.data import Batches, load_tokens
-from common.device import describe, pick_device, release_memory, seed_everything
-from common.init import init_weights, tie_weights
-from common.model import GPT, GPTConfig, causal_attention, preset
-from common.pretrained import as_hugging_face
-from common.runlog import run_folder
+from common.evals import evaluate
+from common.kit.cli import UserError, duration, run
+from common.kit.device import describe, pick_device, release_memory, seed_everything
+from common.kit.disk import run_folder
+from common.kit.measure import PeakMemory
+from common.ladder import WARMUP_STEPS, Ladder, Rung
+from common.model import GPT, GPTConfig
+from common.presets import preset
+from common.pretrained import HuggingFace
 from common.speed import (
+    Setting,
     autocast,
     autocast_dtype,
-    compiled,
+    build,
     flash_attention,
-    pad_vocab,
+    loss_function,
     why_not_compile,
+    why_not_flash,
     why_not_tf32,
 )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Everything the rungs change. As it stands: fp32, as stage 4 left it."""
-
-    tf32: bool = False
-    autocast: bool = False
-    attention: Callable = causal_attention
-    vocab_multiple: int = 1
-    compiled: bool = False
-
-
-# name, what changes, why, and the gain that others published: RTX 3080 laptop, A100
-RUNGS = [
-    ("fp32", {}, "the model of stage 4", "–", "–"),
-    ("TF32", {"tf32": True}, "products with 10 bits of mantissa", "–", "3.0×"),
-    ("autocast", {"autocast": True}, "products of 16 bits, half the bytes", "2.3×·1.05×", "1.11×"),
-    ("attention", {"attention": flash_attention}, "no (T, T) matrix in memory", "1.4×", "1.35×"),
-    ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: whole tiles", "1.04×", "1.03×"),
-    ("compile", {"compiled": True}, "fused kernels, fewer trips to memory", "–", "2.3×"),
-]
-
-
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them, a .npy file of ids
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
     model: str = "gpt2"  # a preset
-    batch_size: int | None = None  # B, rows in a batch; default 4 on a CPU, up to 16 on a GPU
-    block_size: int | None = None  # T, tokens in a row; default 128 on a CPU, 1024 on a GPU
-    steps: int | None = None  # timed steps a rung; default 5 on a CPU, 20 on a GPU
-    upto: int = len(RUNGS) - 1  # the last rung
-    only: int | None = None  # this rung alone, with all before it switched on
-    lr: float = 3e-4
+    steps: int = 7  # a rung; the first two warm up and are not timed
+    batch_size: int = 4  # B, rows in a batch
+    block_size: int = 128  # T, tokens in a row
+    eval_tokens: int = 1024  # validation tokens
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # those to measure; each includes the ones before
+    lr: float = 3e-4  # learning rate
     seed: int = 1337
     out: str = "runs/5_speedup"  # the run's folder
-    json: str | None = None  # also write all numbers into this file
+    json: str | None = None  # also write all numbers to this file
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-def why_not(change: dict, setting: Setting, shape, config: GPTConfig, device) -> str | None:
-    """The reason why a rung is not for this machine, or None: what it lacks is asked, what may be
-    slower is tried."""
+def rungs(device: torch.device) -> list[tuple]:
+    """The name of each rung, what it changes, and why."""
+    return [
+        ("fp32", {}, "the model of stage 4"),
+        ("TF32", {"tf32": True}, "matrix products of 10-bit mantissas"),
+        ("autocast", {"dtype": autocast_dtype(device)}, "16-bit products: half the bytes"),
+        ("attention", {"attention": flash_attention}, "no (T, T) matrix in memory"),
+        ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: full tiles"),
+        ("compile", {"compile": True}, "fused kernels: less memory traffic"),
+    ]
+
+
+def why_not(change: dict, setting: Setting, config: GPTConfig, options, device) -> str | None:
+    """The reason to skip a rung on this machine, or None."""
     if "tf32" in change:
         return why_not_tf32(device)
-    if "autocast" in change and autocast_dtype(device) is None:
+    if "dtype" in change and change["dtype"] is None:
         return "this CPU has no AVX512-BF16, AMX or ARM bf16"
     if "attention" in change:
-        (B, T), nh = shape, config.n_head
-        dtype = autocast_dtype(device) if setting.autocast else torch.float32
-        gain = attention_gain((B, nh, T, config.n_embd // nh), dtype, device)
-        return f"measured, it takes {1 / gain:.1f} × as long here" if gain < 0.9 else None
-    return why_not_compile(device) if "compiled" in change else None
+        return why_not_flash(config, options.batch_size, options.block_size, setting.dtype, device)
+    return why_not_compile(device) if "compile" in change else None
 
 
-def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
-    """Stage 4's model, the same weights at every rung, as the setting wants it."""
-    model = tie_weights(GPT(replace(config, attention=setting.attention)))
-    return pad_vocab(init_weights(model, seed), setting.vocab_multiple)
-
-
-def time_steps(name, model, loss_of, batches, setting, device, lr) -> Row:
-    """Whole training steps, one a batch; the first (which compiles) and the second don't count."""
-    torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
-    dtype = autocast_dtype(device) if setting.autocast else None
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    memory = PeakMemory(device)
-
-    def step(x, y):
-        with autocast(device, dtype):
+def train(
+    model: GPT, batches: Batches, val: torch.Tensor, log: Rung, options: Options, setting: Setting
+) -> None:
+    """Train model on the batches, at the speed of a rung."""
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
+    loss_of = loss_function(model, setting.compile)  # new: compiled into fused kernels
+    # new: fp16 gradients underflow, so the loss is scaled up and they are scaled back down
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    for step in range(options.steps):
+        start = time.perf_counter()
+        x, y = (ids.to(device) for ids in next(batches))
+        with autocast(device, setting.dtype):  # new: matrix products of 16 bits
             loss = loss_of(x, y)
         scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        return loss.detach()
+        loss = loss.item()
+        ms = (time.perf_counter() - start) * 1000
+        log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
+    with autocast(device, setting.dtype):
+        after = evaluate(model, val, options.block_size)
+    log.val(options.steps, after.loss)
 
-    steps = [timed(lambda x=x, y=y: step(x, y), device) for x, y in batches]
-    seconds, losses = zip(*steps, strict=True)
-    name_of_dtype = str(dtype or torch.float32).removeprefix("torch.")
-    return Row(name, list(seconds[2:]), losses[0].item(), name_of_dtype, seconds[0], memory.read())
 
-
-def measure(name, config, setting, batches, device, options, hugging_face=False) -> Row:
-    """One model, built, timed, and gone when this returns."""
+def measure(name, setting, config, tokens, options, device, hugging_face=False) -> Rung:
+    """Build a model, train it for some steps, and let it go."""
+    torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
-    if hugging_face:
-        model = as_hugging_face(model)
-
-        def loss_of(x, y):  # the same windows: y is already one token later
-            return model(x, labels=y, shift_labels=y, use_cache=False).loss
-    else:
-
-        def loss_of(x, y):
-            return model(x, y)[1]
-
-    # The model stays as it is, eager, for evaluation, sampling and saving.
-    loss_of = compiled(loss_of) if setting.compiled else loss_of
-    return time_steps(name, model, loss_of, batches, setting, device, options.lr)
+    model = HuggingFace(model) if hugging_face else model
+    batches = Batches(tokens.train, options.batch_size, options.block_size, options.seed)
+    val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
+    rung = Rung(name, str(setting.dtype or torch.float32).removeprefix("torch."))
+    memory = PeakMemory(device)
+    train(model.to(device).train(), batches, val, rung, options, setting)
+    rung.peak_bytes = memory.read()
+    del model
+    release_memory()  # never two models at once
+    return rung
 
 
-def climb(ladder: Ladder, config: GPTConfig, batches, device, options: Options) -> None:
-    def timed_row(name, setting, previous=None, **kind):
-        row = measure(name, config, setting, batches, device, options, **kind)
-        release_memory()  # never two models at once
-        ladder.add(row, previous)
-        if setting.compiled:
-            print(f"{'':17} compiling, or finding it cached: {row.first_step:.0f} s, not counted")
-        return row
-
+def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -> None:
+    """Measure one rung after the other, Hugging Face's model, and the first rung again."""
+    fixed = (config, tokens, options, device)
     setting, previous = Setting(), None
-    for k, (name, change, *_) in enumerate(RUNGS[: options.upto + 1]):
-        name, tried = f"{k} {name}", replace(setting, **change)
-        reason = why_not(change, setting, batches[0][0].shape, config, device)
-        if reason:
-            ladder.skip(name, reason)
+    for k, (name, change, _) in enumerate(rungs(device)):
+        if k > max(options.rungs):
+            break
+        if reason := why_not(change, setting, config, options, device):
+            ladder.skip(f"{k} {name}", reason)
             continue
-        setting = tried
-        if k == 0 or options.only in (None, k):
-            row = timed_row(name, setting, previous if options.only is None else None)
-            if k == 0:
-                rows = 1 if options.only == 0 else 2 if options.only else options.upto + 2
-                left = rows * len(batches) * row.ms / 1000 + 60
-                print(f"{'':17} about {duration(left)} to go, less where rungs are skipped")
-            previous = row
-    if options.only is None and options.upto == len(RUNGS) - 1:
-        theirs = timed_row("Hugging Face", setting, hugging_face=True)
-        print(f"{'':17} ours takes {previous.ms / theirs.ms:.2f} of its time")
-    again = timed_row("0 fp32, again", Setting())
-    print(f"{'':17} drift: the same work takes {again.ms / ladder.rows[0].ms:.2f} of the time")
-    reason = ladder.why_not_believe()
-    if reason:
-        print(f"not to be believed, the machine was busy: {reason}")
-
-
-def keep(ladder: Ladder, folder: Path, options: Options, title: str) -> None:
-    """Leave the picture, and the numbers where they were asked for."""
-    if not ladder.rows:
-        return
-    draw_ladder(folder / "ladder.png", ladder.rows, title)
-    print(f"kept: {folder}/ladder.png")
-    if options.json:
-        rows = [asdict(row) for row in ladder.rows]
-        peaks = {f"{dtype}, {mode}": rate for (dtype, mode), rate in ladder.peaks.items()}
-        result = {"title": title, "options": asdict(options), "peaks": peaks, "rows": rows}
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def rows_that_fit(device: torch.device) -> int:
-    """A default batch for a GPU: a row of 1024 tokens takes GPT-2 124M some 2.5 GB at rung 0, most
-    of them (T, T) scores, on top of 3 GB. Apple's GPUs are taken to have 8 GB."""
-    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 8 * 2**30
-    return next((B for B in (16, 8, 4, 2) if 2.5e9 * B + 3e9 <= memory), 1)
+        setting = replace(setting, **change)
+        if k == 0 or k in options.rungs:
+            rung = measure(f"{k} {name}", setting, *fixed)
+            ladder.add(rung, previous)
+            previous = rung
+        if k == 0:
+            left = (len(options.rungs) + 1) * sum(rung.ms) / 1000 + 60
+            print(f"{'':14} about {duration(left)} to go at most")
+    if setting.compile:
+        print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
+        theirs = measure("Hugging Face", setting, *fixed, hugging_face=True)
+        ladder.add(theirs)
+        print(f"{'':14} ours takes {rung.median_ms / theirs.median_ms:.2f} of its time")
+    again = measure("0 fp32, again", Setting(), *fixed)
+    ladder.add(again)
+    print(f"{'':14} drift: {again.median_ms / ladder.rungs[0].median_ms:.2f} of the first time")
+    if reason := ladder.why_unreliable():
+        print(f"unreliable, the machine was busy: {reason}")
 
 
 def main(options: Options) -> None:
-    last = len(RUNGS) - 1
-    for option in ("upto", "only"):
-        if not 0 <= (getattr(options, option) or 0) <= last:
-            raise UserError(f"--{option} {getattr(options, option)} is no rung: give 0 to {last}")
-    if (options.only or 0) > options.upto:
-        raise UserError(f"--only {options.only} is beyond --upto {options.upto}: leave one out")
+    if not options.rungs or not set(options.rungs) <= set(range(6)):
+        raise UserError(f"--rungs {' '.join(map(str, options.rungs))}: give some of 0 to 5")
+    if options.steps <= WARMUP_STEPS:
+        raise UserError(f"--steps is {options.steps}: give {WARMUP_STEPS + 1} or more")
     json_file = Path(options.json or "ladder.json")
     if json_file.is_dir() or not os.access(json_file.parent, os.W_OK):
         raise UserError(f"--json {options.json} can't be written: give a file in a folder of yours")
-    device = pick_device(options.device)
-    on_cpu = device.type == "cpu"
-    T = options.block_size or (128 if on_cpu else 1024)
-    B = options.batch_size or (4 if on_cpu else rows_that_fit(device))
-    n_steps = options.steps or (5 if on_cpu else 20)
-    config = preset(options.model, T)
+    B, T = options.batch_size, options.block_size
+    config, device = preset(options.model, T), pick_device(options.device)
     seed_everything(options.seed)
-    stream = Batches(load_tokens(options.data).train, B, T, options.seed)
-    batches = [tuple(t.to(device) for t in next(stream)) for _ in range(n_steps + 2)]
+    tokens = load_tokens(options.data)
+    Batches(tokens.train, B, T)  # raises now if the text is too short
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
-    title = f"{options.model}, {B} × {T} tokens, {describe(device)}"
-    print(f"{options.model}, batches of {B} × {T} tokens, {n_steps} timed steps a rung")
-    for k, (name, _, why, *_) in enumerate(RUNGS):
+    print(f"{options.model}, batches of {B} × {T} tokens, {options.steps} steps a rung")
+    for k, (name, _, why) in enumerate(rungs(device)):
         print(f"  {k} {name:<11} {why}")
     print()
     ladder = Ladder(config, B, T, device)
     try:
-        climb(ladder, config, batches, device, options)
+        climb(ladder, config, tokens, options, device)
     finally:
-        keep(ladder, folder, options, title)
-    print("\npublished by others, times the rung before: RTX 3080 laptop (3.5× in all); A100")
-    for name, _, _, laptop, a100 in RUNGS[1:]:
-        print(f"  {name:<11}{laptop:>12}{a100:>8}")
+        title = f"{options.model}, {B} × {T} tokens, {describe(device)}"
+        ladder.save(folder / "ladder.png", options.json, title)
 
 
 if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 5_gpt2_train_speedup.py --only 2                # autocast alone, beside rung 0
+#   python 5_gpt2_train_speedup.py --rungs 0 2            # autocast alone, beside rung 0
 #   python 5_gpt2_train_speedup.py --block-size 1024 --batch-size 1
 #   python 5_gpt2_train_speedup.py --model gpt-mini --json ladder.json

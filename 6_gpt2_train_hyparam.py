@@ -1,245 +1,180 @@
-"""Stage 6: GPT-3's hyper-parameters, and a run that loses nothing.
+"""Stage 6: GPT-3's hyper-parameters, on everything before.
 
-New here: common/optim.py (what decays, AdamW, the learning rate), common/distributed.py (many
-processes; of which Ranks.exchanging is the heart) and common/checkpoint.py (stop and go on, to the
-bit); with common/recipes.py (GPT-3's sizes), common/start.py (how a run begins), common/disk.py
-(files that are whole or absent), common/tokenfiles.py (text too large for memory) and
-common/stepbench.py (what --bench prints).
+New here: common/optim.py (what decays, AdamW, the learning rate of a step). GPT-3's paper (Brown et
+al., 2020, appendix B) gives five things, all of them in `train`: a learning rate that warms up and
+decays, gradient clipping, weight decay for matrices alone, AdamW (fused, in one pass over memory),
+and batches so large that they are accumulated from micro-batches.
 
-    python 6_gpt2_train_hyparam.py                        # no GPU: a small GPT, 5 minutes
-    python 6_gpt2_train_hyparam.py --resume               # go on where it stopped
-    torchrun --standalone --nproc_per_node=8 6_gpt2_train_hyparam.py --recipe gpt3-125m --data …
+    python 6_gpt2_train_hyparam.py            # a small GPT, about 5 minutes on two CPU cores
+    python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 --batch-size 16 \\
+        --total-batch-tokens 524288           # GPT-3's own for 125M, on a GPU
 
-Options that you leave out are the recipe's, or those of the run that goes on. You will see them
-all, then a line a step: the loss over the whole batch, the learning rate, the gradient's norm, the
-step's time and its share of the matmul peak (MFU); every --eval-every steps the held-out loss and a
-sample. On tiny Shakespeare the default takes it from 10.8 to about 5, and the samples come to look
-like a play. Ctrl-C or SIGTERM: the step is finished and kept. The run's folder holds metrics.csv,
-metrics.png, checkpoints, and at the end hf/, which stage 1 evaluates:
-
-    python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf
+You will see a line a step: the loss of the whole batch, the learning rate, the gradient norm before
+clipping, time and throughput. Then come the validation loss before and after (about 10.8 and 5.2),
+a sample that begins to look like a play, and a table of what each of the five did. The folder --out
+holds metrics.csv, metrics.png, and hf/, a model for stage 1 and for transformers.
 """
 
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from textwrap import fill
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 
-from common import checkpoint
-from common.bench import matmul_peak
-from common.cli import UserError, duration, quoted, run
-from common.data import Batches
-from common.device import seed_everything
-from common.distributed import Ranks, StopSignal, all_ranks
-from common.evals import evaluate
+from common.data import Batches, load_tokens
+from common.evals import Evaluation, evaluate
 from common.generate import generate
-from common.hellaswag import ask_both_ways, read_questions
-from common.optim import adamw, clip_gradients, learning_rate, parameter_groups, print_groups
-from common.recipes import resolve, run_config
-from common.runlog import RunLog
-from common.speed import Loss, autocast, compiled
-from common.start import fingerprint, first_model, go_on, open_run, prepare
-from common.stepbench import bench
-from common.tokenfiles import Ahead, open_tokens
-from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+from common.kit.cli import UserError, check_positive, quoted, run
+from common.kit.device import pick_device, seed_everything
+from common.kit.disk import run_folder
+from common.kit.measure import spread
+from common.kit.runlog import RunLog
+from common.ladder import WARMUP_STEPS, Rung
+from common.model import GPT
+from common.optim import adamw, learning_rate, parameter_groups, set_lr
+from common.presets import preset
+from common.speed import Setting, autocast, best_setting, build, loss_function
+from common.tokenizer import gpt2_tokenizer
+
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "val_loss")
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
 
 
 @dataclass
 class Options:
-    recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
-    data: str | None = None  # tinyshakespeare, plays, a text file, a folder of those or of shards
-    model: str | None = None  # a preset
-    init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder
-    batch_size: int | None = None  # B, rows in a micro-batch
-    block_size: int | None = None  # T, tokens in a row
-    total_batch_tokens: int | None = None  # tokens in a batch: B · T · ranks · accumulation
-    steps: int | None = None  # the length of the schedule
-    stop_at: int | None = None  # end at this step, the schedule unchanged
-    lr: float | None = None  # the learning rate at its highest
-    warmup_steps: int | None = None  # GPT-3's 375 million tokens, at most a tenth of the steps
-    weight_decay: float | None = None  # of matrices and embeddings
-    clip: float | None = None  # the gradient's norm at most
-    dropout: float | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # what the device does natively
-    attention: Literal["formula", "flash"] | None = None  # what a trial shows to be faster
-    compile: Literal["yes", "no"] | None = None  # yes where it works
-    eval_every: int | None = None  # steps between evaluations
-    eval_tokens: int | None = None  # held-out tokens, at most
-    eval_hellaswag: bool = False  # ask HellaSwag's questions too
-    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, not to download it
-    hellaswag_most: int | None = None  # only so many questions
-    checkpoint_every: int | None = None  # steps between checkpoints
-    keep: int | None = None  # checkpoints kept
-    prompt: str | None = None  # what a sample goes on from
-    seed: int | None = None
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
+    model: str = "gpt-micro"  # a preset
+    steps: int = 300  # the learning rate falls over all of them
+    batch_size: int = 8  # B, rows in a micro-batch: as many as memory holds
+    block_size: int = 128  # T, tokens in a row
+    total_batch_tokens: int = 2048  # in a step: B · T · micro-batches; GPT-3 has 524,288 for 125M
+    lr: float = 6e-4  # maximum; GPT-3's for 125M; smaller models bear more: try 2e-3
+    warmup_steps: int = 60  # GPT-3 takes 375 million tokens; a tenth of the steps for a short run
+    betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches have less noisy gradients
+    weight_decay: float = 0.1  # of matrices and embeddings
+    clip: float = 1.0  # maximum gradient norm
+    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # the same numbers, in one pass
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stage 5 found
+    attention: Literal["auto", "formula", "flash"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"
+    prompt: str = "\n"  # what the sample continues
+    seed: int = 1337
     out: str = "runs/6_hyparam"  # the run's folder
-    resume: bool = False  # go on with the run in that folder
-    bench: bool = False  # measure AdamW and accumulation instead of training
-    shard: bool = False  # slices of the model on each rank (FSDP2), not the whole (DDP)
-    tensorboard: bool = False  # log for TensorBoard too
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "held_out", "bits_per_byte",
-           "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
-SAMPLE_TOKENS = 80
-MOST_SKIPPED = 25  # steps in a row: by then a gradient scaler of 2**16 has come down to 1 / 512
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
+def train(
+    model: GPT, batches: Batches, val: torch.Tensor, log: RunLog, options: Options, setting: Setting
+) -> Evaluation:
+    """Train model on the batches. Returns how well it then predicts the ids val (N,)."""
+    device = next(model.parameters()).device
+    # new: biases and LayerNorms do not decay, and AdamW makes one pass over memory
+    groups = parameter_groups(model, options.weight_decay)
+    optimizer = adamw(groups, options.lr, options.betas, options.adamw)
+    loss_of = loss_function(model, setting.compile)
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    n_micro = options.total_batch_tokens // (options.batch_size * options.block_size)
+    for step in range(options.steps):
+        start = time.perf_counter()
+        # new: up while the moments settle, then down, so that the weights settle
+        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
+        set_lr(optimizer, lr)
+        total = torch.zeros((), device=device)
+        for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
+            x, y = (ids.to(device) for ids in next(batches))
+            with autocast(device, setting.dtype):
+                loss = loss_of(x, y) / n_micro  # their mean is the gradient of the whole batch
+            scaler.scale(loss).backward()
+            total += loss.detach()
+        scaler.unscale_(optimizer)
+        # new: an unusual batch must not take the weights far away
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        loss, norm = total.item(), norm.item()
+        ms = (time.perf_counter() - start) * 1000
+        tokens_per_s = options.total_batch_tokens / ms * 1000
+        log.row(step=step, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=tokens_per_s)
+    with autocast(device, setting.dtype):
+        after = evaluate(model, val, options.block_size)
+    log.val(options.steps, after.loss)
+    return after
 
 
-def mean_gradient(module, batches, n_micro, scaler, dtype, ranks) -> torch.Tensor:
-    """Leave in .grad the mean gradient over n_micro micro-batches of every rank. Returns the sum of
-    this rank's losses, a scalar on the device."""
-    total = torch.zeros((), device=ranks.device)
-    for micro in range(n_micro):
-        x, y = (ids.to(ranks.device, non_blocking=True) for ids in next(batches))
-        with ranks.exchanging(module, now=micro == n_micro - 1):
-            with autocast(ranks.device, dtype):
-                loss = module(x, y)
-            scaler.scale(loss / n_micro).backward()
-        total += loss.detach()
-    return total
+def print_what_each_did(log: RunLog, model, batches, val, options: Options, setting) -> None:
+    """A table of the five, by what the run shows, and by some more steps in other forms."""
+    rows = log.rows()
+    norms = [float(row["norm"]) for row in rows if row["norm"]]
+    clipped = sum(not norm <= options.clip for norm in norms)
+    decay, rest = (sum(p.numel() for p in g["params"]) for g in parameter_groups(model, 1.0))
+    lrs = [float(row["lr"]) for row in rows if row["lr"]]
+    print(f"\nlearning rate  up from {lrs[0]:.1e} to {max(lrs):.1e}, then down to {lrs[-1]:.1e}")
+    print(f"clipping       {clipped} of {len(norms)} steps; largest norm {max(norms):.2f}")
+    print(f"weight decay   {options.weight_decay:g} for {decay:,} weights, 0 for {rest:,}")
+    print(f"{'AdamW':<15}{'micro-batches':>13}{'ms/step':>9}{'spread':>8}{'tokens/s':>10}")
+    for form, n in [("for-loop", 1), ("foreach", 1), ("fused", 1), ("fused", 4)]:
+        tokens = n * options.batch_size * options.block_size
+        short = replace(options, adamw=form, total_batch_tokens=tokens, steps=WARMUP_STEPS + 5)
+        rung = Rung(form)
+        train(model, batches, val[:2], rung, short, setting)
+        print(f"  {form:<13}{n:>13}{rung.median_ms:>9.1f}{f'±{spread(rung.timed):.0%}':>8}"
+              f"{tokens / rung.median_ms * 1000:>10,.0f}")  # fmt: skip
+
+
+def check(options: Options) -> None:
+    """Raises UserError for numbers that do not fit."""
+    check_positive(options, "total_batch_tokens")
+    B, T, tokens = options.batch_size, options.block_size, options.total_batch_tokens
+    if tokens % (B * T):
+        fits = max(1, tokens // (B * T)) * B * T
+        raise UserError(f"--total-batch-tokens {tokens:,} is no multiple of {B} × {T} tokens: give "
+                        f"{fits:,}, or another --batch-size")  # fmt: skip
+    if not options.clip > 0:
+        raise UserError(f"--clip is {options.clip}: give more than 0, inf for none")
+    for name in ("weight_decay", "warmup_steps"):
+        value = getattr(options, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give 0 or more")
+    if not options.prompt:
+        raise UserError("--prompt is empty: give a character or more")
 
 
 def main(options: Options) -> None:
-    with all_ranks(options.device) as ranks:
-        train(options, ranks)
-
-
-def train(options: Options, ranks: Ranks) -> None:
-    device, folder = ranks.device, Path(options.out)
-    if options.shard and not dist.is_initialized():
-        raise UserError("--shard spreads a model over ranks: start it with torchrun")
-    saved = None if options.bench else ranks.from_main(lambda: open_run(options))
-    options = ranks.from_main(lambda: resolve(options, saved and saved["config"], ranks))
-    resolved = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
-    print(fill(f"options: {resolved}", 79, subsequent_indent="  "))
-    dtype = None if options.dtype == "float32" else getattr(torch, options.dtype)
-    B, T, last = options.batch_size, options.block_size, options.stop_at or options.steps
-    n_micro = options.total_batch_tokens // (B * T * ranks.world_size)
-
-    with ranks.first():
-        tokens, questions = open_tokens(options.data), None
-        if options.eval_hellaswag or options.hellaswag_file:
-            questions = read_questions(options.hellaswag_file, options.hellaswag_most)
-    text = fingerprint(tokens)
-    held_out = torch.from_numpy(tokens.held_out[: options.eval_tokens].astype("int64"))
-    stream = Batches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
-    batches = Ahead(stream, pin=device.type == "cuda")
-    model = first_model(options, saved, ranks).train()
-    module = Loss(model)
-    if options.compile == "yes":
-        module = compiled(module)  # model stays eager: for evaluation and samples
-    if not options.shard:
-        module = ranks.replicate(module)
-    checkpoint.repeat_exactly(device)
-    flops = replace(model.config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # padding is no work
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-    if options.bench:
-        gradient = lambda n: mean_gradient(module, batches, n, scaler, dtype, ranks)  # noqa: E731
-        return bench(options, model, ranks, flops, gradient, batches)
-
-    peak = ranks.sum(matmul_peak(device, dtype or torch.float32))
-    seed_everything(options.seed + ranks.rank)
-
-    optimizer = adamw(parameter_groups(model, options.weight_decay), options.lr)
-    print_groups(optimizer)
-    state = {"step": 0, "skipped": 0, "in_a_row": 0}
-    if saved and "state" in saved:
-        state = go_on(saved, text, model, optimizer, scaler, batches, ranks)
-    first, skipped, in_a_row = state["step"], state["skipped"], state["in_a_row"]
-    if first > last:
-        raise UserError(f"the run is at step {first} already: give a --stop-at or --steps of more")
-    lock = prepare(options, model) if ranks.is_main else None  # noqa: F841, held to the end
-
-    def report(step: int) -> None:
-        """The held-out loss, over the same tokens on any number of ranks, and a sample."""
-        share = {"rank": ranks.rank, "world_size": ranks.world_size, "sum_over_ranks": ranks.sum}
-        with autocast(device, dtype):
-            after = evaluate(model, held_out, T, B, **share)
-            scores = [""] * 2  # no number
-            if questions:
-                how = share | {"batch_size": B, "progress": ranks.is_main}
-                scores = ask_both_ways(model, questions, **how)
-            ids = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
-            sample = generate(model, ids, SAMPLE_TOKENS, 0.8, top_k=50, seed=options.seed)[0]
-        log.held_out(step, after.loss, bits_per_byte=after.bits_per_byte,
-                     hellaswag_by_character=scores[0], hellaswag_by_token=scores[1])  # fmt: skip
-        print(f"step {step:>4}  held out: loss {after.loss:.4f}, perplexity "
-              f"{after.perplexity:,.1f}, {after.bits_per_byte:.4f} bits per byte")  # fmt: skip
-        print(quoted(gpt2_tokenizer().decode(sample.tolist())))
-        log.draw()
-
+    check(options)
+    B, T = options.batch_size, options.block_size
+    config, device = preset(options.model, T, block_size=T), pick_device(options.device)
+    seed_everything(options.seed)
+    tokens = load_tokens(options.data)
+    batches = Batches(tokens.train, B, T, options.seed)
+    val = torch.from_numpy(tokens.val.astype("int64"))
+    folder = run_folder(options.out)
+    choices = (options.dtype, options.attention, options.compile)
+    setting = best_setting(config, B, T, device, *choices)
+    model = build(config, setting, options.seed).to(device)
     epochs = options.steps * options.total_batch_tokens / len(tokens.train)
-    print(f"from step {first} to {last} of {options.steps}, {epochs:.3g} times through the text")
-    print(f"  {options.total_batch_tokens:,} tokens a step: {B} × {T} a micro-batch, "
-          f"× {n_micro} accumulated, × {ranks.world_size} ranks")  # fmt: skip
-    out = folder if ranks.is_main else None
-    log = RunLog(out, *COLUMNS, panels=PANELS, resume_at=first, tensorboard=options.tensorboard)
-    with StopSignal() as stop, log:
-        for step in range(first, last):
-            if step % options.eval_every == 0:
-                report(step)
-            began = time.perf_counter()
-            lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            total = mean_gradient(module, batches, n_micro, scaler, dtype, ranks)
-            scaler.unscale_(optimizer)
-            norm = clip_gradients(model, options.clip)
-            # The one wait for the device in a step: what is logged, and whether anybody was asked
-            # to stop, so that all ranks do.
-            asked = torch.full((), float(stop.asked), device=device)
-            numbers = torch.stack((total, asked, norm))
-            ranks.sum_(numbers[:2])
-            total, stopping, norm = numbers.tolist()
-            loss = total / (n_micro * ranks.world_size)
-            if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
-                how = "--resume" if (folder / "checkpoints").exists() else "start another run"
-                raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are "
-                                f"as they were before it: {how} with a lower --lr, longer "
-                                "--warmup-steps or lower --clip")  # fmt: skip
-            in_a_row = 0 if math.isfinite(norm) else in_a_row + 1
-            skipped += in_a_row > 0
-            if in_a_row > MOST_SKIPPED:
-                raise UserError(f"step {step}: gradients beyond fp16 {in_a_row} times in a row: "
-                                "--resume with --dtype float32 or a lower --lr")  # fmt: skip
-            scaler.step(optimizer)  # under fp16, skips a step of infinite gradients
-            scaler.update()
-            optimizer.zero_grad()
-            seconds = time.perf_counter() - began
-            rate = options.total_batch_tokens / seconds
-            log.row(step=step, loss=loss, lr=lr, norm=norm, ms=seconds * 1000,
-                    tokens_per_s=rate, mfu=flops * rate / peak)  # fmt: skip
-            done = step + 1
-            if done in (first + 5, first + 50):  # by then the first steps' compiling is behind
-                print(f"about {duration((last - done) * seconds)} to go")
-            if stopping or done == last or done % options.checkpoint_every == 0:
-                state = {"step": done, "skipped": skipped, "in_a_row": in_a_row, "text": text,
-                         "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
-                texts = {"state": state, "config": run_config(options)}
-                log.sync()
-                path = checkpoint.save(folder, texts, model, optimizer, options.keep, ranks)
-                print(f"kept: {path}")
-            if stopping:
-                print(f"stopped after step {step}: --resume goes on")
-                return
-        report(last)
-        if skipped:
-            print(f"steps skipped by the gradient scaler: {skipped}")
-        checkpoint.export(folder, model, ranks)
+    chosen = ", ".join(f"{name} {value}" for name, value in setting.names().items())
+    print(f"{options.model}: {chosen}")
+    print(f"{options.steps} steps of {options.total_batch_tokens:,} tokens: {epochs:.2g} epochs")
+    with RunLog(folder, COLUMNS, options.steps, PANELS) as log:
+        before = evaluate(model, val, T)
+        log.val(0, before.loss)
+        after = train(model, batches, val, log, options, setting)
+    print(f"validation, before and after:\n  {before}\n  {after}")
+    prompt = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
+    sample = generate(model, prompt, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
+    print(quoted(gpt2_tokenizer().decode(sample.tolist())))
+    from common.pretrained import export  # transformers takes seconds to import
+
+    export(model, folder)
+    print_what_each_did(log, model, batches, val, options, setting)
 
 
 if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 6_gpt2_train_hyparam.py --steps 40 --out runs/short && python 1_gpt2_hf_eval.py \
-#       --model runs/short/hf --prompt "ROMEO:"
-#   torchrun --standalone --nproc_per_node=2 6_gpt2_train_hyparam.py --out runs/two
-#   python 6_gpt2_train_hyparam.py --recipe gpt2-124m --batch-size 4 --block-size 256 --bench
+#   python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf --prompt "ROMEO:"
+#   python 6_gpt2_train_hyparam.py --lr 2e-3 --out runs/6_fast
+#   python 6_gpt2_train_hyparam.py --batch-size 4 --out runs/6_micro     # the same loss, slower

@@ -1,21 +1,20 @@
 """How well a model predicts a text: loss, perplexity, bits per byte."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from common.cli import UserError
+from common.kit.cli import UserError
 from common.tokenizer import gpt2_tokenizer
 
-SEEN = -100  # a target that does not count
+IGNORE = -100  # a target that does not count: cross_entropy's own mark
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss in nats a token, over `tokens` predicted tokens that stand for `bytes` of text."""
+    """The mean loss in nats over `tokens` predicted tokens, which are `bytes` bytes of text."""
 
     loss: float
     tokens: int
@@ -27,7 +26,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, as the loss a token is not."""
+        """Comparable between tokenizers. The loss per token is not."""
         return self.loss * self.tokens / math.log(2) / self.bytes
 
     def __str__(self):
@@ -37,58 +36,53 @@ class Evaluation:
         )
 
 
-def in_turns(model, batches: list, work: Callable, rank: int, world_size: int) -> list:
-    """What work makes of this rank's share of the batches, with the model in evaluation. All ranks
-    call it equally often, as a model must be that is sharded over them."""
-    was_training, results = model.training, []
-    model.eval()
-    for turn in range(0, len(batches), world_size):
-        mine = turn + rank
-        with torch.no_grad():
-            result = work(batches[min(mine, len(batches) - 1)])
-        if mine < len(batches):
-            results.append(result)
-    model.train(was_training)
-    return results
-
-
+@torch.no_grad()
 def evaluate(
-    model,
-    ids: torch.Tensor,
-    block_size: int,
-    batch_size: int = 4,
-    stride: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    sum_over_ranks: Callable[[float], float] = float,
+    model, ids: torch.Tensor, block_size: int, batch_size: int = 4, stride: int | None = None
 ) -> Evaluation:
-    """How well model predicts ids (N,) int64 of GPT-2's vocabulary, N of 2 or more.
+    """How well model predicts the text ids (N,) int64, N of 2 or more.
 
-    A window of block_size slides over the text by `stride` tokens. Each predicts its next token at
-    every place, and those count that no window before it predicted: every token but the first
-    counts once. By default the stride is block_size, and windows do not overlap; a smaller one
-    gives each token more of its past to be predicted from, and takes longer. Raises UserError for a
-    larger one, which would leave tokens out.
+    A window of block_size slides over the text by `stride` tokens (default: block_size, so that
+    windows do not overlap). Every token but the first counts once, in the first window that holds
+    it. A smaller stride gives a token more context, and takes longer. Raises UserError for a stride
+    that would skip tokens.
     """
+    was_training = model.training
+    model.eval()
+    batches = eval_batches(ids, block_size, batch_size, stride)
+    losses = [loss_of_batch(model, *batch) for batch in batches]
+    model.train(was_training)
+    return evaluation(losses, ids)
+
+
+def eval_batches(ids, block_size: int, batch_size: int, stride: int | None = None) -> list[tuple]:
+    """The windows of evaluate as batches x, y (B, T); targets that do not count are IGNORE."""
     if not 1 <= (stride or 1) <= block_size:
         raise UserError(f"--stride is {stride}: give 1 to {block_size}, the block size")
-    device, stride, count = next(model.parameters()).device, stride or block_size, len(ids) - 1
-    windows, end = [], 0
-    while end < count:
-        start, old = len(windows) * stride, end
-        end = min(start + block_size, count)
+    windows, end, stride = [], 0, stride or block_size
+    while end < len(ids) - 1:
+        start, previous_end = len(windows) * stride, end
+        end = min(start + block_size, len(ids) - 1)
         y = ids[start + 1 : end + 1].clone()
-        y[: old - start] = SEEN
+        y[: previous_end - start] = IGNORE
         windows.append((ids[start:end], y))
-    whole = [window for window in windows if len(window[0]) == block_size]
-    batches = [whole[i : i + batch_size] for i in range(0, len(whole), batch_size)]
-    batches += [[window] for window in windows[len(whole) :]]  # a last, shorter one
+    full = [window for window in windows if len(window[0]) == block_size]
+    groups = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
+    groups += [[window] for window in windows[len(full) :]]  # the last one may be shorter
+    return [tuple(torch.stack(part) for part in zip(*group, strict=True)) for group in groups]
 
-    def loss(batch) -> float:
-        x, y = (torch.stack(part).to(device) for part in zip(*batch, strict=True))
-        logits = model(x)[0].flatten(0, 1).float()
-        return F.cross_entropy(logits, y.flatten(), reduction="sum", ignore_index=SEEN).item()
 
-    total = sum_over_ranks(sum(in_turns(model, batches, loss, rank, world_size)))
+def loss_of_batch(model, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The sum of the losses of the targets y (B, T), in nats. A row at a time goes to fp32: the
+    logits of a batch are large."""
+    device = next(model.parameters()).device
+    logits, y = model(x.to(device))[0], y.to(device)
+    rows = zip(logits, y, strict=True)
+    losses = [F.cross_entropy(a.float(), b, reduction="sum", ignore_index=IGNORE) for a, b in rows]
+    return torch.stack(losses).sum().item()
+
+
+def evaluation(losses: list[float], ids: torch.Tensor) -> Evaluation:
+    """The result, from the losses of all batches of ids in any order."""
     n_bytes = len(gpt2_tokenizer().decode_bytes(ids[1:].tolist()))
-    return Evaluation(total / count, count, n_bytes)
+    return Evaluation(math.fsum(losses) / (len(ids) - 1), len(ids) - 1, n_bytes)

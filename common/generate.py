@@ -1,21 +1,21 @@
-"""Sampling: one token at a time, each drawn from the model's own prediction.
+"""Sampling: one token at a time, each drawn from the model's prediction.
 
-Each new token reads the whole window again. Keeping the keys and values of what was read (a "KV
-cache") would save that; for some lines now and then it is not worth a second way through the model.
+Each new token reads the whole text again. Keeping the keys and values of what was read (a KV cache)
+would save that work; here the simple way is shown.
 """
 
 import torch
 
-from common.cli import UserError
+from common.kit.cli import UserError
 from common.tokenizer import VOCAB_SIZE
 
 
 def check_sampling(temperature: float, top_k: int | None, max_new_tokens: int) -> None:
-    """Raises UserError for settings that no sample can be drawn with."""
+    """Raises UserError for settings that allow no sample."""
     if not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature is {temperature}: give 0 (greedy) or more")
     if top_k is not None and top_k < 1:
-        raise UserError(f"--top-k is {top_k}: give 1 or more, the number of tokens to draw from")
+        raise UserError(f"--top-k is {top_k}: give 1 or more, the number of tokens to choose from")
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {max_new_tokens}: give 1 or more")
 
@@ -31,10 +31,10 @@ def generate(
 ) -> torch.Tensor:
     """Extend ids (B, T) int64 to (B, T + max_new_tokens), each row on its own.
 
-    Temperature 0 is greedy; top_k draws from the k likeliest tokens alone (Fan et al., 2018). A
-    seed makes the draws repeatable, whatever was drawn before. Ids that only pad the vocabulary
-    are never drawn. Past the block size the model sees the last block_size tokens.
-    Raises UserError for settings that make no sense.
+    Temperature 0 is greedy. top_k samples from the k most probable tokens (Fan et al., 2018). With
+    a seed the sample is reproducible. Beyond the block size the model sees the last block_size
+    tokens. Ids beyond GPT-2's vocabulary, which a model may have, are never sampled. Raises
+    UserError for settings that make no sense.
     """
     check_sampling(temperature, top_k, max_new_tokens)
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
@@ -47,7 +47,7 @@ def generate(
             next_ids = logits.argmax(dim=-1, keepdim=True)
         else:
             logits, candidates = logits.topk(min(top_k or VOCAB_SIZE, logits.size(-1)))  # (B, k)
-            logits = logits - logits[:, :1]  # the largest is 0: no temperature makes it infinite
+            logits = logits - logits[:, :1]  # the maximum is 0: no temperature overflows it
             probabilities = torch.softmax(logits / temperature, dim=-1)
             choice = torch.multinomial(probabilities, 1, generator=generator)
             next_ids = candidates.gather(-1, choice)

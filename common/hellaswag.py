@@ -1,8 +1,8 @@
-"""HellaSwag (Zellers et al., 2019): which of four endings goes on from a context?
+"""HellaSwag (Zellers et al., 2019): which of four endings continues a context?
 
-Two numbers go by the name of normalised accuracy. The lm-eval harness divides an ending's
-log-probability by its characters, and rewords the questions (0.3114 for GPT-2 124M); build-nanogpt
-divides by its tokens, and asks them as they stand (0.2955). Both are here, with their names.
+Two numbers are called normalised accuracy. The lm-eval harness divides an ending's log-probability
+by its characters, and rewords the questions (0.3114 for GPT-2 124M). build-nanogpt divides by its
+tokens, and takes the questions as they are (0.2955). Both are computed here.
 """
 
 import json
@@ -16,9 +16,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common.cli import UserError
-from common.download import DATA_DIR, check, download, reason
-from common.evals import in_turns
+from common.kit.cli import UserError
+from common.kit.download import DATA_DIR, check, download, reason
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -26,8 +25,8 @@ BYTES = 12_246_618  # 10,042 questions
 SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
 
 
-def read_questions(file: str | None, most: int | None = None) -> list[dict]:
-    """HellaSwag's validation questions, or the first `most`: from a file in its format, else
+def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
+    """HellaSwag's validation questions, or the first `limit`: from a file in its format, else
     downloaded once. Raises UserError for neither, and for a file in another format."""
     path = DATA_DIR / "hellaswag_val.jsonl"
     if file is None and not path.exists():
@@ -52,7 +51,7 @@ def read_questions(file: str | None, most: int | None = None) -> list[dict]:
         raise UserError(f"{path} is not in HellaSwag's format: {error!r:.100}") from None
     if not questions:
         raise UserError(f"{path} has no questions: give hellaswag_val.jsonl")
-    return questions[:most]
+    return questions[:limit]
 
 
 def as_lm_eval(question: dict) -> tuple[str, list[str]]:
@@ -65,13 +64,13 @@ def as_lm_eval(question: dict) -> tuple[str, list[str]]:
 
 
 def as_build_nanogpt(question: dict) -> tuple[str, list[str]]:
-    """Context and endings as build-nanogpt, and llm.c after it, ask them: as they stand."""
+    """Context and endings as build-nanogpt and llm.c ask them: unchanged."""
     return question["ctx"], question["endings"]
 
 
 @dataclass(frozen=True)
 class HellaSwag:
-    """Shares of the questions whose right ending has the highest log-probability: as it is, divided
+    """Shares of the questions whose right ending has the highest log-probability: the sum, divided
     by its characters, divided by its tokens."""
 
     questions: int
@@ -80,62 +79,73 @@ class HellaSwag:
     per_token: float
 
 
-def hellaswag(
-    model,
-    questions: list[dict],
-    wording: Callable,
-    batch_size: int = 4,
-    rank: int = 0,
-    world_size: int = 1,
-    sum_over_ranks: Callable[[float], float] = float,
-    progress: bool = False,
-) -> HellaSwag:
-    """Ask model the questions, batch_size at a time, four rows each. Longer texts than it can read
-    lose their beginning."""
-    device, T = next(model.parameters()).device, model.config.block_size
-    encode = gpt2_tokenizer().encode_ordinary
+def hellaswag(model, questions: list[dict], wording: Callable, batch_size: int = 4) -> HellaSwag:
+    """Ask model the questions, batch_size at a time. Each is four rows, one for each ending."""
+    was_training = model.training
+    model.eval()
+    batches = question_batches(questions, wording, model.config.block_size, batch_size)
+    counts = [count_right(model, batch) for batch in tqdm(batches, leave=False, disable=None)]
+    model.train(was_training)
+    return score(counts, len(questions))
 
-    def rows(question) -> list[tuple[list[int], int, int]]:
-        """For each ending: ids of context and ending, how many are the ending's, its characters."""
+
+@dataclass(frozen=True)
+class Row:
+    """Context and ending as ids, how many of them are the ending's, and its characters."""
+
+    ids: list[int]
+    n_ending: int
+    n_characters: int
+
+
+def question_batches(questions, wording: Callable, block_size: int, batch_size: int) -> list[list]:
+    """Batches of (four Rows, label), shortest first. Texts beyond block_size lose their start."""
+    encode = gpt2_tokenizer().encode_ordinary
+    asked = []
+    for question in questions:
         context, endings = wording(question)
         n_context = len(encode(context.rstrip()))  # a space belongs to the word after it
-        found = [(encode(f"{context} {ending}"), len(ending)) for ending in endings]
-        return [(ids[-T - 1 :], len(ids) - n_context, n_chars) for ids, n_chars in found]
-
-    asked = sorted(((rows(q), q["label"]) for q in questions), key=lambda r: len(r[0][0][0]))
-    batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-    bar = tqdm(total=len(asked), unit=" questions", disable=not progress, leave=False)
-
-    def right(batch) -> list[int]:
-        """How many were right by each of the three measures."""
-        flat = [row for four, _ in batch for row in four]
-        longest = max(len(ids) for ids, _, _ in flat)
-        idx = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _, _ in flat])
-        ends = torch.tensor([[len(ids), n] for ids, n, _ in flat])
-        place = torch.arange(1, longest)
-        inside = (place >= ends[:, :1] - ends[:, 1:]) & (place < ends[:, :1])  # (4 · B, T - 1)
-        logits = model(idx[:, :-1].to(device))[0][inside.to(device)][:, :VOCAB_SIZE].float()
-        losses = F.cross_entropy(logits, idx[:, 1:][inside].to(device), reduction="none").cpu()
-        sums = torch.zeros(inside.shape).masked_scatter(inside, -losses).sum(1)
-        n_chars = torch.tensor([n for _, _, n in flat])
-        labels = torch.tensor([label for _, label in batch])
-        bar.update(len(batch) * world_size)
-        return [
-            (scores.view(-1, 4).argmax(1) == labels).sum().item()
-            for scores in (sums, sums / n_chars, sums / ends[:, 1])
-        ]
-
-    counts = in_turns(model, batches, right, rank, world_size)
-    bar.close()
-    totals = [sum_over_ranks(sum(count[k] for count in counts)) for k in range(3)]
-    return HellaSwag(len(asked), *(total / len(asked) for total in totals))
+        rows = []
+        for ending in endings:
+            ids = encode(f"{context} {ending}")
+            rows.append(Row(ids[-block_size - 1 :], len(ids) - n_context, len(ending)))
+        asked.append((rows, question["label"]))
+    asked.sort(key=lambda rows_label: len(rows_label[0][0].ids))
+    return [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
 
 
-def ask_both_ways(model, questions: list[dict], **how) -> tuple[float, float]:
-    """Print how often model is right, in both wordings; how: the arguments of hellaswag. Returns
-    the two that people quote: per character in lm-eval's, per token in build-nanogpt's."""
+@torch.no_grad()
+def count_right(model, batch: list) -> list[int]:
+    """How many questions of a batch are right by each of the three measures."""
+    device = next(model.parameters()).device
+    rows = [row for four, _ in batch for row in four]
+    longest = max(len(row.ids) for row in rows)
+    idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
+    length = torch.tensor([[len(row.ids)] for row in rows])
+    n_ending = torch.tensor([[row.n_ending] for row in rows])
+    n_characters = torch.tensor([row.n_characters for row in rows])
+    labels = torch.tensor([label for _, label in batch])
+    position = torch.arange(1, longest)
+    in_ending = (position >= length - n_ending) & (position < length)  # (4 · B, T - 1)
+    logits = model(idx[:, :-1].to(device))[0][in_ending.to(device)][:, :VOCAB_SIZE].float()
+    losses = F.cross_entropy(logits, idx[:, 1:][in_ending].to(device), reduction="none").cpu()
+    logprob = torch.zeros(in_ending.shape).masked_scatter(in_ending, -losses).sum(1)
+    scores = (logprob, logprob / n_characters, logprob / n_ending[:, 0])
+    return [(s.view(-1, 4).argmax(1) == labels).sum().item() for s in scores]
+
+
+def score(counts: list[list[int]], n_questions: int) -> HellaSwag:
+    """The shares, from the counts of all batches."""
+    return HellaSwag(n_questions, *(sum(count[k] for count in counts) / n_questions
+                                    for k in range(3)))  # fmt: skip
+
+
+def print_scores(questions: list[dict], ask: Callable) -> tuple[float, float]:
+    """Print how often a model is right in both wordings, where ask(questions, wording) returns a
+    HellaSwag. Returns the two numbers that people quote: by character in lm-eval's wording, by
+    token in build-nanogpt's."""
     print(f"HellaSwag, {len(questions):,} questions")
-    a, b = (hellaswag(model, questions, w, **how) for w in (as_lm_eval, as_build_nanogpt))
+    a, b = (ask(questions, wording) for wording in (as_lm_eval, as_build_nanogpt))
     print(f"  as lm-eval asks:       accuracy {a.accuracy:.4f}, by character {a.per_character:.4f}")
     print(f"  as build-nanogpt asks: accuracy {b.accuracy:.4f}, by token     {b.per_token:.4f}")
     return a.per_character, b.per_token

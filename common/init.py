@@ -1,6 +1,6 @@
-"""GPT-2's start: one matrix for reading and predicting tokens, and weights of the right spread.
+"""GPT-2's first weights: one matrix for reading and predicting tokens, and the right spreads.
 
-| tensor                     | drawn from                | where it comes from                   |
+| tensor                     | drawn from                | source                                |
 |----------------------------|---------------------------|---------------------------------------|
 | wte (and lm_head, tied)    | normal(0, 0.02)           | OpenAI's gpt-2/src/model.py           |
 | wpe                        | normal(0, 0.01)           | the same                              |
@@ -16,15 +16,15 @@ from common.model import GPT
 
 
 def tie_weights(model: GPT) -> GPT:
-    """Let lm_head predict with the matrix wte reads with (Press & Wolf, 2017). Returns model."""
+    """Let lm_head share wte's matrix (Press & Wolf, 2017). Returns model."""
     model.lm_head.weight = model.transformer.wte.weight
     return model
 
 
 @torch.no_grad()
 def init_weights(model: GPT, seed: int) -> GPT:
-    """Draw all weights anew as the table above says, on the CPU, from seed alone: the same on every
-    device. A tied matrix is drawn once, as wte. Returns model."""
+    """Draw all weights as in the table above, on the CPU, so that a seed gives the same weights on
+    every device. A tied matrix is drawn once, as wte. Returns model."""
     generator = torch.Generator().manual_seed(seed)
     residual = (2 * model.config.n_layer) ** -0.5  # each block adds to the stream twice
 

@@ -1,10 +1,11 @@
-"""Hugging Face's GPT-2 into ours, and ours back into a folder that `transformers` loads.
+"""Hugging Face's weights into our GPT, and ours into a folder that `transformers` loads.
 
-The names of the weights are the same. Two things differ: Hugging Face keeps OpenAI's Conv1D, whose
+The names of the weights are the same. Two things differ: Hugging Face uses OpenAI's Conv1D, whose
 matrices are the transpose of nn.Linear's, and it ties the head to the token embedding on loading.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -14,13 +15,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
-from common.cli import UserError
+from common.kit.cli import UserError
+from common.kit.disk import replace_folder
 from common.model import GPT, GPTConfig
 from common.tokenizer import VOCAB_SIZE, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# What our model computes; a folder that says otherwise would load and then be wrong.
-FIXED = {
+# What our model computes. A model with another value would load, and then be wrong.
+SUPPORTED = {
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -30,7 +32,7 @@ FIXED = {
 
 
 class HubUnreachable(Exception):
-    """The Hub gave nothing and nothing is cached. Its text says why, in a few words."""
+    """The Hub can't be reached, and nothing is cached. The text says why."""
 
 
 def hugging_face_config(name_or_dir: str) -> GPT2Config:
@@ -48,7 +50,7 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
         raise UserError(f"{folder}/config.json describes no model: {reason}") from None
     if config.model_type != "gpt2":
         raise UserError(f"{name_or_dir} is a {config.model_type} model: give a GPT-2 one")
-    for field, value in (FIXED | {"n_inner": 4 * config.n_embd}).items():
+    for field, value in (SUPPORTED | {"n_inner": 4 * config.n_embd}).items():
         found = getattr(config, field)
         if found != value and not (field == "n_inner" and found is None):
             raise UserError(f"{name_or_dir} has {field} {found}, not {value}: give a plain GPT-2")
@@ -106,8 +108,8 @@ def _transposed(state: dict) -> dict:
 
 
 def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
-    """Hugging Face's module with a copy of model's weights on the CPU; padding of the vocabulary is
-    dropped, and the head is tied if it equals the token embedding."""
+    """Hugging Face's module with a copy of model's weights, on the CPU. Ids beyond GPT-2's
+    vocabulary are dropped, and the head is tied if it equals the token embedding."""
     c = model.config
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
     vocab_size = min(c.vocab_size, VOCAB_SIZE)
@@ -125,11 +127,21 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     return reference.eval()
 
 
-def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
-    """Write model and GPT-2's tokenizer as a folder that `transformers` loads with no network.
+class HuggingFace(torch.nn.Module):
+    """as_hugging_face(model) with our forward, so that it can be trained by the same loop."""
 
-    What is written is as_hugging_face(model). Raises UserError if the folder holds something.
-    """
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.theirs = as_hugging_face(model)
+
+    def forward(self, idx, targets=None):
+        out = self.theirs(idx, labels=targets, shift_labels=targets, use_cache=False)
+        return out.logits, out.loss
+
+
+def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
+    """Write as_hugging_face(model) and GPT-2's tokenizer as a folder that `transformers` loads
+    without a network. Raises UserError if the folder is not empty."""
     folder = check_new_folder(folder)
     disable_progress_bar()
     as_hugging_face(model).save_pretrained(folder)
@@ -137,8 +149,20 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
     (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
 
 
+def export(model: GPT, folder: Path) -> None:
+    """Write model as folder/hf, in place of an earlier one; whole or not at all."""
+    partial = folder / ".hf.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        to_hugging_face(model, partial)
+        replace_folder(partial, folder / "hf")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}/hf can't be written: {error}; make room") from None
+    print(f"saved: {folder}/hf, for python 1_gpt2_hf_eval.py --model {folder}/hf")
+
+
 def check_new_folder(folder: str | os.PathLike) -> Path:
-    """The folder to export into. Raises UserError if it holds something, or can't be made."""
+    """The folder to export into. Raises UserError if it is not empty, or can't be created."""
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: export into a new one")

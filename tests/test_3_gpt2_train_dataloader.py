@@ -4,7 +4,6 @@ import csv
 import hashlib
 import re
 import signal
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import pytest
 import torch
 from conftest import run_script, started
 
-from common.cli import UserError
-from common.data import Batches, load_tokens
-from common.runlog import RunLog
+from common.data import Batches, load_tokens, val_size
+from common.kit.runlog import RunLog
+from common.tokenizer import gpt2_tokenizer
 
 SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "16", "--device", "cpu")
 
@@ -49,29 +48,6 @@ def test_order_depends_on_the_seed_alone():
     assert one == two != other
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_are_disjoint_and_together_one_order(world_size):
-    tokens, B = np.arange(1001), 12 // world_size
-    ranks = [Batches(tokens, B, 10, 5, rank, world_size) for rank in range(world_size)]
-    together = [row for _ in range(25) for rank in ranks for row in starts(rank, 1)]
-    assert together == starts(Batches(tokens, 12, 10, 5), 25)  # three epochs, crossing their ends
-    assert set(Counter(together).values()) == {3}
-
-
-@pytest.mark.parametrize("taken", [0, 1, 7, 24, 25, 26, 80])
-def test_state_restores_exactly(taken):
-    def fresh():
-        return Batches(np.arange(777), 4, 7, seed=9)
-
-    batches = fresh()
-    starts(batches, taken)
-    state = batches.state()
-    assert state.keys() == {"epoch", "position"} and all(type(v) is int for v in state.values())
-    resumed = fresh()
-    resumed.restore(state)
-    assert starts(resumed, 60) == starts(batches, 60)
-
-
 def test_an_order_belongs_to_one_seed_and_one_epoch():
     def order(seed, epoch):
         batches = Batches(np.arange(777), 4, 7, seed)
@@ -87,42 +63,16 @@ def test_only_the_orders_in_use_are_kept():
     assert batches.epoch > 5 and len(batches._orders) <= 2
 
 
-def test_at_most_16384_tokens_are_held_out(tmp_path):
-    np.save(tmp_path / "ids.npy", np.zeros(200_000, np.uint16))
-    assert len(load_tokens(str(tmp_path / "ids.npy")).held_out) == 16_384
+def test_at_most_16384_tokens_are_for_validation():
+    assert val_size(200_000, "text") == 16_384 and val_size(5000, "text") == 500
 
 
-def test_token_files_are_mapped_not_read(tmp_path, capsys):
-    np.save(tmp_path / "ids.npy", (np.arange(5000) % 50257).astype(np.uint16))
-    tokens = load_tokens(str(tmp_path / "ids.npy"))
-    assert isinstance(tokens.train, np.memmap)
-    x, _ = next(Batches(tokens.train, 2, 8))
-    assert x.dtype == torch.int64 and "5,000 tokens" in capsys.readouterr().out
-
-
-def test_the_held_out_end_is_cut_once(text_file):
+def test_the_validation_text_is_cut_once(text_file):
     tokens = load_tokens(str(text_file))
-    n = len(tokens.train) + len(tokens.held_out)
-    assert len(tokens.held_out) == n // 10
-    whole = np.concatenate([tokens.train, tokens.held_out])
-    from common.tokenizer import gpt2_tokenizer
-
+    n = len(tokens.train) + len(tokens.val)
+    assert len(tokens.val) == n // 10
+    whole = np.concatenate([tokens.train, tokens.val])
     assert gpt2_tokenizer().decode(whole.tolist()) == text_file.read_text()
-
-
-@pytest.mark.parametrize(
-    "ids, words",
-    [
-        (np.zeros((5, 5), np.uint16), "shape (5, 5)"),
-        (np.zeros(50), "float64"),
-        (np.full(50, 50257), "50257"),
-        (np.full(50, -1), "-1"),
-    ],
-)
-def test_foreign_token_files_are_refused(tmp_path, ids, words):
-    np.save(tmp_path / "ids.npy", ids)
-    with pytest.raises(UserError, match=re.escape(words)):
-        load_tokens(str(tmp_path / "ids.npy"))
 
 
 def test_the_script_as_a_user_runs_it(text_file, tmp_path):
@@ -130,15 +80,17 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
         3, *SMALL, "--data", str(text_file), "--steps", "30", "--lr", "1e-2", cwd=tmp_path
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "an epoch: " in done.stdout and "tokens over" in done.stdout
+    assert "an epoch: " in done.stdout and "to go" in done.stdout
     before, after = map(float, re.findall(r"^  loss ([\d.]+)", done.stdout, re.M))
-    assert f"held out: loss {before:.4f}" in done.stdout
+    assert f"validation loss before training: {before:.4f}" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert before > 10 and after < before - 1
     rows = list(csv.DictReader((tmp_path / "runs/3_dataloader/metrics.csv").open()))
-    assert [int(row["step"]) for row in rows] == list(range(30))
+    assert [int(row["step"]) for row in rows if row["loss"]] == list(range(30))
+    losses = [float(row["val_loss"]) for row in rows if row["val_loss"]]
+    assert losses == pytest.approx([before, after], abs=1e-4)
     printed = [float(x) for x in re.findall(r"^step .*loss +([\d.]+)", done.stdout, re.M)]
-    assert printed == [round(float(row["loss"]), 4) for row in rows]
+    assert printed == [round(float(row["loss"]), 4) for row in rows if row["loss"]]
     picture = (tmp_path / "runs/3_dataloader/metrics.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and picture.rstrip().endswith(b"IEND\xaeB`\x82")
 
@@ -163,13 +115,13 @@ def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
     folder = tmp_path / "runs/3_dataloader"
     assert {p.name for p in folder.iterdir()} == {"metrics.csv", "metrics.png"}
     rows = list(csv.reader((folder / "metrics.csv").open()))
-    assert len(rows) > 20 and {len(row) for row in rows} == {4}
+    assert len(rows) > 20 and {len(row) for row in rows} == {5}
     assert "metrics.png" in stdout
 
 
 def test_a_picture_shows_its_own_run(tmp_path):
     def picture(losses):
-        with RunLog(tmp_path, "step", "loss") as log:
+        with RunLog(tmp_path, ("step", "loss"), steps=3) as log:
             for step, loss in enumerate(losses):
                 log.row(step=step, loss=loss)
         return hashlib.sha256(Path(tmp_path / "metrics.png").read_bytes()).hexdigest()
@@ -181,23 +133,18 @@ def test_bad_input(refused, text_file, tmp_path):
     data = ("--data", str(text_file))
     refused("--batch-size is 0", 3, *data, "--batch-size", "0")
     refused("--block-size is -1", 3, *data, "--block-size", "-1")
-    refused("reads 1024 tokens, not 2048", 3, *data, "--block-size", "2048")
+    refused("a block size of 1024 tokens, not 2048", 3, *data, "--block-size", "2048")
     refused("fewer than a batch of 8", 3, *data, "--block-size", "1024")
     refused("no preset", 3, *data, "--model", "gpt-huge")
     refused("does not exist", 3, "--data", "gone")
     (tmp_path / "short.txt").write_text("To be.")
-    refused("too few to hold some out", 3, "--data", "short.txt")
-    (tmp_path / "ids.npy").write_text("no array")
-    refused("no .npy file", 3, "--data", "ids.npy")
+    refused("too few for validation", 3, "--data", "short.txt")
+    np.save(tmp_path / "ids.npy", np.arange(99))
+    refused("is no text", 3, "--data", "ids.npy")
     (tmp_path / "file").write_text("")
     refused("can't be made a folder", 3, *data, "--out", "file/run")
     for lr in ("0", "nan", "inf"):
         refused(f"--lr is {float(lr)}", 3, *data, "--lr", lr)
     refused("--seed is -1", 3, *data, "--seed", "-1")
     refused("--data is empty", 3, "--data", "")
-    (tmp_path / "ids.npy").write_bytes(b"")
-    refused("no .npy file", 3, "--data", "ids.npy")
-    with (tmp_path / "ids.npy").open("wb") as file:
-        np.savez(file, ids=np.arange(99))
-    refused("a zip archive", 3, "--data", "ids.npy")
     assert not (tmp_path / "runs").exists()

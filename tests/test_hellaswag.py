@@ -9,11 +9,15 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from common import download, hellaswag
-from common.cli import UserError
+from common import hellaswag
+from common.evals import evaluate
 from common.hellaswag import as_build_nanogpt, as_lm_eval, read_questions
+from common.kit import download
+from common.kit.cli import UserError
 from common.model import GPTConfig
 from common.pretrained import convert
+from common.run import evals
+from common.run.ranks import Ranks
 from common.tokenizer import gpt2_tokenizer
 
 
@@ -119,21 +123,31 @@ def test_the_choices_are_those_of_hugging_faces_logits(wording, batch_size):
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 20])
-def test_ranks_share_the_questions(world_size):
+def test_ranks_share_the_questions_and_the_text(world_size):
+    """As many calls of the model on each rank, as a sharded model requires, and the same result."""
     model = convert(reference_model())
     questions = [question(n % 4, (f"{n} a", f"b {n} c", f"d{n}", f"e f {n} g")) for n in range(11)]
+    ids = torch.randint(50257, (300,), generator=torch.Generator().manual_seed(0))
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
+
+    def all_together(work):
+        """The result of work(ranks) on the last rank, which hears what the others have."""
+        heard, shares = [], []
+        for rank in range(world_size):
+            ranks = Ranks(torch.device("cpu"), rank, world_size)
+            object.__setattr__(ranks, "gather", lambda value: heard.append(value) or heard)
+            calls.clear()
+            result = work(ranks)
+            shares.append(len(calls))
+        assert len(set(shares)) == 1
+        return result
+
     alone = hellaswag.hellaswag(model, questions, as_lm_eval, 2)
-    shares, totals = [], [[], [], []]
-    for rank in range(world_size):
-        calls.clear()
-        numbers = iter(totals)
-        hellaswag.hellaswag(model, questions, as_lm_eval, 2, rank, world_size,
-                            lambda n, numbers=numbers: next(numbers).append(n) or n)  # fmt: skip
-        shares.append(len(calls))
-    assert len(set(shares)) == 1  # all call a sharded model equally often
-    assert [sum(t) / 11 for t in totals] == [alone.accuracy, alone.per_character, alone.per_token]
+    asked = lambda ranks: evals.hellaswag(model, questions, as_lm_eval, 2, ranks)  # noqa: E731
+    assert all_together(asked) == alone
+    read = lambda ranks: evals.evaluate(model, ids, 16, 2, ranks)  # noqa: E731
+    assert all_together(read) == evaluate(model, ids, 16, 2)
 
 
 def test_the_file_is_downloaded_once_and_checked(monkeypatch, tmp_path):
@@ -179,7 +193,7 @@ def test_a_damaged_download_leaves_nothing(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("quick_peak")
-def test_stages_1_and_6_ask(call, text_file):
+def test_stages_1_and_7_ask(call, text_file):
     reference_model().save_pretrained("model")
     lines = [json.dumps(question(n % 4)) for n in range(6)] + [json.dumps(WIKI)]
     Path("q.jsonl").write_text("\n".join(lines) + "\n")
@@ -191,7 +205,7 @@ def test_stages_1_and_6_ask(call, text_file):
     assert re.search(r"as build-nanogpt asks: accuracy 0.\d{4}, by token +0.\d{4}", stdout)
     small = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--compile", "no",
              "--total-batch-tokens", "64", "--steps", "2", "--out", "run")  # fmt: skip
-    code, stdout, _ = call(6, *small, *ask, "--eval-hellaswag", "--hellaswag-most", "5")
+    code, stdout, _ = call(7, *small, *ask, "--eval-hellaswag", "--hellaswag-limit", "5")
     assert code == 0 and stdout.count("HellaSwag, 5 questions") == 2
     header, first, *_ = Path("run/metrics.csv").read_text().splitlines()
     values = dict(zip(header.split(","), first.split(","), strict=True))
@@ -224,4 +238,4 @@ def test_bad_questions_are_one_line(refused, text_file):
         refused("q.jsonl", 1, *options, "--hellaswag-file", "q.jsonl")
     Path("q.jsonl").write_bytes(b"\xff\xfe")
     refused("q.jsonl", 1, *options, "--hellaswag-file", "q.jsonl")
-    refused("--hellaswag-most is 0", 1, *options, "--hellaswag-most", "0")
+    refused("--hellaswag-limit is 0", 1, *options, "--hellaswag-limit", "0")

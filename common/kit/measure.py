@@ -1,0 +1,66 @@
+"""Measuring: the time of some work, a device's fastest matrix product, peak memory."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from common.kit.device import synchronize
+
+
+def timed(work: Callable, device: torch.device):
+    """(seconds, result) of work(). Waits for the device before and after, not within."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def spread(values: list[float]) -> float:
+    """Half the range over the median: 0.02 is ±2 %."""
+    return (max(values) - min(values)) / 2 / median(values)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest square matrix product in dtype, an upper limit for a training step.
+
+    The first product of each size is not timed: a GPU loads its kernels then. The minimum time
+    counts. A dtype that the device only emulates is tried for a few seconds.
+    """
+    best = 0.0
+    for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a = torch.randn(n, n, device=device).to(dtype)
+        b = torch.randn(n, n, device=device).to(dtype)
+        a @ b
+        times = []
+        while not times or len(times) < 10 and sum(times) < 1:
+            times.append(timed(lambda a=a, b=b: a @ b, device)[0])
+        best = max(best, 2 * n**3 / min(times))
+        if sum(times) >= 1:
+            break
+    return best
+
+
+class PeakMemory:
+    """Peak memory in bytes from here on: of the GPU, or of this process where Linux counts it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif self._linux():
+            Path("/proc/self/clear_refs").write_text("5")  # reset the maximum
+
+    def read(self) -> int | None:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if self._linux():
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        return None
+
+    def _linux(self) -> bool:
+        return self.device.type == "cpu" and Path("/proc/self/clear_refs").exists()

@@ -1,0 +1,131 @@
+"""A ladder of speed-ups: its rows, measured one after the other, each compared with the first."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from common.kit.disk import save_figure
+from common.kit.measure import matmul_peak, spread
+from common.model import GPTConfig
+
+WARMUP_STEPS = 2  # not timed: the first step may compile
+MAX_LOSS_DIFFERENCE = 0.02  # nats, of the first step; bf16 has 8 bits of mantissa
+MAX_DRIFT = 0.15  # of the time that the same work takes, first and last
+
+
+@dataclass
+class Rung:
+    """A row of the table, and the log of the run that it is measured on."""
+
+    name: str
+    dtype: str = "float32"  # of the matrix products
+    ms: list[float] = field(default_factory=list)  # of every step, warm-up too
+    loss: float | None = None  # of the first step: before any weight has changed
+    val_loss: float | None = None  # after the last step
+    peak_bytes: int | None = None  # of memory
+    tokens_per_s: float = 0.0
+    mfu: float = 0.0  # share of the matmul peak, 0 to 1
+    times_previous: float | None = None
+    times_first: float | None = None
+    skipped: str | None = None  # the reason
+
+    def row(self, step: int, loss: float, ms: float, **_) -> None:
+        self.loss = loss if step == 0 else self.loss
+        self.ms.append(ms)
+
+    def val(self, step: int, val_loss: float) -> None:
+        self.val_loss = val_loss
+
+    @property
+    def timed(self) -> list[float]:
+        return self.ms[WARMUP_STEPS:]
+
+    @property
+    def median_ms(self) -> float:
+        return median(self.timed)
+
+
+class Ladder:
+    """The rungs measured so far, printed as they come, with throughput and ratios of median times.
+
+    A token counts the FLOPs of config in every row: work that a rung adds, such as padding, counts
+    as time and not as work.
+    """
+
+    def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
+        self.tokens, self.flops = B * T, config.flops_per_token(T)
+        self.device, self.rungs, self.peaks = device, [], {}
+        print(f"{'rung':<14}{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
+              f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}")  # fmt: skip
+
+    def skip(self, name: str, reason: str) -> None:
+        self.rungs.append(Rung(name, skipped=reason))
+        print(f"{name:<14} skipped: {reason}")
+
+    def add(self, rung: Rung, previous: Rung | None = None) -> None:
+        """Compute and print the row of a measured rung. Raises AssertionError if its first loss is
+        not rung 0's: a fast wrong number is no speed-up."""
+        first = self.rungs[0] if self.rungs else rung
+        difference = rung.loss - first.loss
+        if not abs(difference) <= MAX_LOSS_DIFFERENCE:  # nan too
+            raise AssertionError(f"{rung.name}: loss {rung.loss:.4f}, but {first.loss:.4f} in fp32")
+        rung.tokens_per_s = self.tokens / rung.median_ms * 1000
+        rung.mfu = self.flops * rung.tokens_per_s / self.peak(getattr(torch, rung.dtype))
+        rung.times_previous = previous and previous.median_ms / rung.median_ms
+        rung.times_first = first.median_ms / rung.median_ms
+        self.rungs.append(rung)
+        gb = f"{rung.peak_bytes / 1e9:.1f}" if rung.peak_bytes else "–"
+        times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
+        print(f"{rung.name:<14}{rung.median_ms:>8.1f}{f'±{spread(rung.timed):.1%}':>8}"
+              f"{rung.tokens_per_s:>9,.0f}{times_previous:>6}{rung.times_first:>7.2f}"
+              f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}")  # fmt: skip
+
+    def why_unreliable(self) -> str | None:
+        """What shows that the machine was busy with other work, or None. The last rung is the first
+        one measured again."""
+        measured = [rung for rung in self.rungs if rung.ms]
+        highest = max(rung.mfu for rung in measured)
+        if highest > 1:
+            return f"a row is at {highest:.0%} of the peak"
+        drift = measured[-1].median_ms / measured[0].median_ms
+        if not 1 - MAX_DRIFT < drift < 1 + MAX_DRIFT:
+            return f"the same work takes {drift:.2f} of the time"
+        return None
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """matmul_peak in dtype, with TF32 or without as set now; measured once."""
+        kind = (dtype, torch.get_float32_matmul_precision())
+        if kind not in self.peaks:
+            self.peaks[kind] = matmul_peak(self.device, dtype)
+        return self.peaks[kind]
+
+    def save(self, picture: Path, json_file: str | None, title: str) -> None:
+        """Plot what was measured, even if not all was, and write all numbers if asked to."""
+        if not any(rung.ms for rung in self.rungs):
+            return
+        plot_ladder(picture, self.rungs, title)
+        print(f"saved: {picture}")
+        if json_file:
+            peaks = {f"{dtype}, {mode}": flops for (dtype, mode), flops in self.peaks.items()}
+            numbers = {"title": title, "peaks": peaks, "rungs": [asdict(r) for r in self.rungs]}
+            Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def plot_ladder(path: Path, rungs: list[Rung], title: str) -> None:
+    """A bar a rung, as long as its step takes."""
+    from matplotlib.figure import Figure  # half a second to import
+
+    rungs = [rung for rung in rungs if rung.ms]
+    figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
+    names, ms = [rung.name for rung in rungs], [rung.median_ms for rung in rungs]
+    bars = axes.barh(names, ms, color=colors)
+    axes.bar_label(bars, [f" {rung.times_first:.2f}×, MFU {rung.mfu:.0%}" for rung in rungs])
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.set(xlabel="ms a step (median)", title=title)
+    save_figure(figure, path)

@@ -1,0 +1,211 @@
+"""Many processes, one training run: torchrun starts them, each with a rank and a device.
+
+With DistributedDataParallel every rank holds the full model, and gradients are averaged over the
+ranks. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
+gradient and moment, and gathers a block's weights when it needs them. With one process all of this
+is the identity.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from common.init import tie_weights
+from common.kit.cli import UserError
+from common.kit.device import pick_device
+from common.model import GPT, GPTConfig
+from common.speed import compiled, loss_function
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's rank, and what the ranks do together. A method that communicates must be
+    called on all ranks."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # on this machine
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """One rank of each machine runs the block before the others, which find what it has
+        downloaded."""
+        if self.world_size > 1 and self.local_rank > 0:
+            dist.barrier()
+        try:
+            yield
+        finally:  # after a mistake too: the others then find it themselves
+            if self.world_size > 1 and self.local_rank == 0:
+                dist.barrier()
+
+    def from_main(self, work: Callable):
+        """The result of work(), which is called on rank 0 alone, on every rank. A UserError of
+        rank 0's is raised on every rank."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except UserError as mistake:
+                error = mistake
+        if self.world_size > 1:
+            result, error = self.gather((result, error))[0]
+        if error:
+            raise error
+        return result
+
+    def gather(self, value) -> list:
+        """Every rank's value, in order of rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, loss: torch.Tensor, norm: torch.Tensor, stop: bool) -> tuple:
+        """The mean loss of all ranks, the gradient norm, and whether any rank is to stop. The one
+        wait for the device in a step."""
+        numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
+        if self.world_size > 1:
+            dist.all_reduce(numbers[:2])
+        loss, stopping, norm = numbers.tolist()
+        return loss / self.world_size, norm, stopping > 0
+
+    def exchanging(self, loss_of: Callable, now: bool):
+        """A context for forward and backward: gradients are all-reduced if `now`, else they only
+        add up on each rank. Sharded gradients are reduced each time: unsharded, they would not
+        fit."""
+        wait = isinstance(loss_of, DistributedDataParallel) and not now
+        return loss_of.no_sync() if wait else contextlib.nullcontext()
+
+    @torch.no_grad()
+    def fill(self, tensor: torch.Tensor, value: torch.Tensor | None) -> None:
+        """Copy rank 0's value to every rank's tensor: all of it, or the rank's shard."""
+        if not self.is_main:
+            value = torch.empty(tensor.shape, dtype=tensor.dtype)
+        value = value.to(self.device)
+        if isinstance(tensor, DTensor):
+            value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
+        elif self.world_size > 1:
+            dist.broadcast(value, src=0)
+        tensor.copy_(value)
+
+    @torch.no_grad()
+    def full(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The opposite of fill: the full tensor on the CPU of rank 0, None on other ranks."""
+        tensor = unsharded(tensor)
+        return tensor.detach().cpu() if self.is_main else None
+
+    def loss_function(self, model: GPT, compile: bool) -> Callable:
+        """As common.speed.loss_function; gradients are averaged over the ranks in its backward."""
+        if self.world_size == 1 or isinstance(next(model.parameters()), DTensor):
+            return loss_function(model, compile)
+        module = Loss(model)
+        return DistributedDataParallel(compiled(module) if compile else module)
+
+    def shard(self, config: GPTConfig, weights: dict[str, torch.Tensor] | None) -> GPT:
+        """A tied GPT sharded over the ranks, with rank 0's weights (None on the others). Beside
+        those, a rank holds no more than its shard and one block at a time."""
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        with torch.device("meta"):
+            model = GPT(config)
+        parts = model.transformer
+        for block in parts.h:
+            fully_shard(block.to_empty(device=self.device), mesh=mesh)
+        for part in (parts.wte, parts.wpe, parts.ln_f, model.lm_head):
+            part.to_empty(device=self.device)
+        model = fully_shard(tie_weights(model), mesh=mesh)
+        for name, parameter in model.named_parameters():
+            self.fill(parameter, weights and weights[name])
+        return model
+
+
+class Loss(nn.Module):
+    """A model's loss as a module, which DistributedDataParallel wants."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, y):
+        return self.model(x, y)[1]
+
+
+def unsharded(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor gathered on every rank; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextlib.contextmanager
+def all_ranks(device_name: str) -> Iterator[Ranks]:
+    """This process's Ranks, from the variables that torchrun sets; without them, a single one.
+
+    NCCL connects GPUs, gloo CPUs. Only rank 0 prints. Raises UserError for a missing device.
+    """
+    if "RANK" not in os.environ:
+        device = pick_device(device_name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        yield Ranks(device)
+        return
+    rank, world_size, local_rank = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    )
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
+    device = _device_of_rank(device_name, local_rank)
+    backend, its_gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    # One rank may tokenize a large text, or write 100 GB, while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=its_gpu)
+    print(f"ranks: {world_size}, {backend}")
+    yield Ranks(device, rank, world_size, local_rank)
+    dist.destroy_process_group()
+
+
+def _device_of_rank(name: str, local_rank: int) -> torch.device:
+    """A GPU for each rank of this machine, or its CPU for all. Raises UserError."""
+    count, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if name == "mps" and count > 1 or name.startswith("cuda:"):
+        raise UserError(f"{count} processes can't share {name}: give --device cuda or cpu")
+    if name == "cuda" or (name == "auto" and gpus):
+        if count > gpus:
+            raise UserError(f"{count} processes for {gpus} GPUs: give --nproc_per_node {gpus}, or "
+                            "--device cpu")  # fmt: skip
+        name = f"cuda:{local_rank}"
+        torch.cuda.set_device(local_rank)
+    return pick_device(name)
+
+
+class StopSignal:
+    """In the `with` block, SIGTERM or a first Ctrl-C sets `asked`; a second Ctrl-C raises
+    KeyboardInterrupt as usual."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _frame):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        note = f"\n{signal.Signals(number).name}: finishing this step; Ctrl-C again ends at once\n"
+        os.write(2, note.encode())  # print is not safe in a handler

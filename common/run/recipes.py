@@ -1,0 +1,132 @@
+"""GPT-3's sizes, batches and learning rates, a line each, and the options of a run, which follow
+from them and are saved with it."""
+
+import math
+import tomllib
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from common.kit.cli import UserError, check_lr_and_seed, check_positive, parse
+from common.presets import preset
+from common.run.ranks import Ranks
+from common.speed import best_setting
+
+
+def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict:
+    """Options by name. GPT-3's learning rate falls over 260 billion tokens and warms up over 375
+    million (appendix B). Its training went on to 300 billion, as --stop-at beyond --steps does."""
+    options = {"model": model, "block_size": T, "batch_size": B, "total_batch_tokens": tokens}
+    return options | {"lr": lr, "steps": round(260e9 / tokens)} | others
+
+
+# Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
+# table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
+RECIPES = {
+    "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600, eval_tokens=2**14),
+    "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
+    "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
+    "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
+    "gpt3-760m": recipe("gpt3-760m", 2048, 8, 2**19, 2.5e-4),
+    "gpt3-1.3b": recipe("gpt3-1.3b", 2048, 4, 2**20, 2.0e-4),
+    "gpt3-2.7b": recipe("gpt3-2.7b", 2048, 2, 2**20, 1.6e-4),
+    "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
+    "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
+}
+# What a recipe leaves open.
+DEFAULTS = {
+    "data": "tinyshakespeare", "dropout": 0.0, "weight_decay": 0.1, "clip": 1.0, "seed": 1337,
+    "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
+    "dtype": "auto", "attention": "auto", "compile": "auto",
+}  # fmt: skip
+FINE_TUNING = {"model": None, "lr": 3e-5}  # in place of a recipe's
+# With another value of these, a resumed run would be another run.
+UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "total_batch_tokens", "dropout",
+                "seed")  # fmt: skip
+# What belongs to the command and is not saved with the run.
+OF_THE_COMMAND = (
+    "stop_at", "out", "resume", "restart", "shard", "tensorboard", "device", "eval_hellaswag",
+    "hellaswag_file", "hellaswag_limit",
+)  # fmt: skip
+
+
+def run_config(options) -> dict:
+    """The options that are saved with the run, by name."""
+    return {k: v for k, v in asdict(options).items() if k not in OF_THE_COMMAND}
+
+
+def read_recipe(name: str, options_class: type) -> dict:
+    """A recipe's options by name. Those of a TOML file are checked as if given on the command line,
+    and go on top of the laptop's. Raises UserError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    try:
+        found = tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
+        names = ", ".join(RECIPES)
+        raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
+    if others := sorted(set(found) & {"recipe", *OF_THE_COMMAND}):
+        raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
+    try:
+        given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    return RECIPES["laptop"] | {option: getattr(given, option) for option in found}
+
+
+def resolve(options, saved: dict | None, ranks: Ranks):
+    """Stage 7's options with every None filled in: from `saved`, the options of the run that is
+    resumed, or from the recipe, DEFAULTS and the device. Raises UserError for numbers that do not
+    fit, and for UNCHANGEABLE options that differ from the saved ones."""
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    if saved:
+        base = saved
+        for name in UNCHANGEABLE:
+            if name in given and given[name] != base[name]:
+                raise UserError(f"the run in {options.out} has {name} {base[name]}, not "
+                                f"{given[name]}: leave it out, or start another run")  # fmt: skip
+    else:
+        name = options.recipe if options.recipe is not None else "laptop"
+        base = DEFAULTS | {"recipe": name} | read_recipe(name, type(options))
+        if options.init_from:
+            base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
+    if "data" in given and Path(given["data"]).expanduser().exists():
+        given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
+    if options.tensorboard and not find_spec("tensorboard"):
+        raise UserError("--tensorboard needs a package: pip install tensorboard")
+    if options.init_from and options.model:
+        raise UserError("--init-from brings its own model: leave --model out")
+    options = replace(options, **(base | given))
+    if options.warmup_steps is None:
+        tokens = options.total_batch_tokens
+        options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)
+    check(options, ranks.world_size)
+    config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
+    B, T = options.batch_size, options.block_size
+    setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
+    return replace(options, **setting.names())
+
+
+def check(options, world_size: int) -> None:
+    """Raises UserError for numbers that make no sense or do not fit."""
+    check_positive(options, "batch_size", "block_size", "total_batch_tokens", "steps", "stop_at",
+                   "eval_every", "eval_tokens", "hellaswag_limit", "checkpoint_every",
+                   "keep")  # fmt: skip
+    check_lr_and_seed(options)
+    if not options.clip > 0:
+        raise UserError(f"--clip is {options.clip}: give more than 0")
+    for name in ("weight_decay", "warmup_steps"):
+        value = getattr(options, name)
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give 0 or more")
+    if not options.prompt:
+        raise UserError("--prompt is empty: give a character or more")
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"--dropout is {options.dropout}: give 0 or more, less than 1")
+    T, tokens = options.block_size, options.total_batch_tokens
+    at_once = options.batch_size * T * world_size
+    if tokens % at_once:
+        fits = max(1, tokens // at_once) * at_once
+        raise UserError(f"--total-batch-tokens {tokens:,} is no multiple of {options.batch_size} × "
+                        f"{T} tokens on {world_size} ranks: give {fits:,}, or another "
+                        "--batch-size")  # fmt: skip

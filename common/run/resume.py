@@ -1,0 +1,190 @@
+"""A run's folder: begun, locked, resumed from its newest checkpoint, saved into."""
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from common.data import Tokens
+from common.init import init_weights, tie_weights
+from common.kit.cli import UserError
+from common.kit.device import seed_everything
+from common.kit.disk import check_room, lock, run_folder, write_json
+from common.model import GPT, GPTConfig
+from common.presets import preset
+from common.run import checkpoint
+from common.run.batches import Prefetcher
+from common.run.ranks import Ranks
+from common.run.recipes import run_config
+from common.speed import Setting, pad_vocab
+
+BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and AdamW's two moments
+MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
+# What --restart deletes. It replaces config.json last: by that a folder is known to hold a run.
+FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf", "tensorboard")
+
+
+class Run:
+    """A run in the folder --out. `saved` is what its newest checkpoint holds, by name, with its
+    `path`; before the first checkpoint `config` alone; None for a new run. Rank 0 alone reads and
+    writes; all ranks call the methods. Raises UserError for a folder that is in use, or has no
+    run to resume."""
+
+    def __init__(self, options, ranks: Ranks):
+        self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
+        self.restart, self.skipped, self.in_a_row = options.restart, 0, 0
+        self.text, self.questions = "", None  # a fingerprint of the text; HellaSwag's
+        self.saved = ranks.from_main(lambda: self._open(options.resume))
+
+    def _open(self, resume: bool) -> dict | None:
+        folder, is_run = self.folder, (self.folder / "config.json").exists()
+        if resume and self.restart:
+            raise UserError("--resume and --restart exclude each other: give one of them")
+        if resume and not is_run:
+            raise UserError(f"{folder} holds no run: start one without --resume")
+        if not is_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and holds no run: give another --out")
+        if is_run and not resume and not self.restart:
+            raise UserError(f"{folder} holds a run: --resume continues it, --restart deletes it "
+                            "and begins anew, another --out keeps it")  # fmt: skip
+        if is_run:
+            self._lock()  # before a checkpoint is chosen: another process may be writing one
+        return self._read() if resume else None
+
+    def _lock(self) -> None:
+        if self.lock is None:
+            self.lock = lock(self.folder / ".lock")
+        if self.lock is None:
+            raise UserError(f"another process trains in {self.folder}: give another --out")
+
+    def _read(self) -> dict:
+        path = checkpoint.newest(self.folder / "checkpoints")
+        if path:
+            return checkpoint.read(path) | {"path": path}
+        print(f"{self.folder} has no checkpoint yet: starting at step 0")
+        try:
+            return {"config": json.loads((self.folder / "config.json").read_text())}
+        except ValueError:
+            raise UserError(f"{self.folder}/config.json is damaged: start another run") from None
+
+    def begin(self, options, model: GPT) -> None:
+        """Make the folder with the run's options, before its first step. Raises UserError if the
+        disk has no room for the checkpoints and the export."""
+        if not self.ranks.is_main:
+            return
+        n_params = sum(p.numel() for p in model.parameters())
+        need = (BYTES_IN_CHECKPOINT * (options.keep + 1) + BYTES_IN_EXPORT) * n_params
+        check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
+        run_folder(options.out)
+        self._lock()
+        for path in (self.folder / name for name in FILES) if self.restart else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_json(self.folder / "config.json", run_config(options))
+
+    def model(self, options, setting: Setting) -> GPT:
+        """The model on every rank, in full or, with --shard, a shard of it. Its weights are rank
+        0's; those of a checkpoint are restored later."""
+        how = {"attention": setting.attention, "dropout": options.dropout}
+        model = self._model_of_rank_0(options, how) if self.ranks.is_main else None
+        config = self.ranks.from_main(lambda: model.config)
+        if options.shard:
+            return self.ranks.shard(config, model and dict(model.named_parameters()))
+        return (model or tie_weights(GPT(config))).to(self.ranks.device)
+
+    def _model_of_rank_0(self, options, how: dict) -> GPT:
+        if self.saved and "model" in self.saved:
+            return tie_weights(GPT(GPTConfig(**self.saved["model"] | how)))
+        if options.init_from:
+            return pad_vocab(_pretrained(options.init_from, options.block_size, how))
+        T = options.block_size
+        config = preset(options.model, T, block_size=T, **how)
+        return pad_vocab(init_weights(tie_weights(GPT(config)), options.seed))
+
+    def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
+        """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
+        UserError if --data is another text."""
+        if not (self.saved and "state" in self.saved):
+            return 0
+        state = self.saved["state"]
+        if state["text"] != self.text:
+            raise UserError(f"the run began with a text of {state['text']}, and --data now has "
+                            f"{self.text}: give the one that it began with")  # fmt: skip
+        path = self.saved["path"] if self.ranks.is_main else None
+        if not restore_state(path, state, model, optimizer, scaler, batches, self.ranks):
+            print("new random generators: the run had fewer ranks, or another kind of device")
+            seed = self.saved["config"]["seed"]
+            seed_everything(seed + self.ranks.rank + state["step"] * self.ranks.world_size)
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        print(f"resumed from {self.saved['path']}")
+        return state["step"]
+
+    def check(self, step: int, loss: float, norm: float, scaler) -> None:
+        """Raises UserError before a step whose numbers would ruin the weights. With fp16 a gradient
+        may overflow: the scaler then skips the step, unless too many were skipped in a row."""
+        if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
+            how = "--resume" if (self.folder / "checkpoints").exists() else "start another run"
+            raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are as "
+                            f"they were before it: {how} with a lower --lr, longer --warmup-steps "
+                            "or lower --clip")  # fmt: skip
+        self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
+        self.skipped += self.in_a_row > 0
+        if self.in_a_row > MAX_SKIPPED:
+            raise UserError(f"step {step}: gradients overflowed fp16 {self.in_a_row} times in a "
+                            "row: --resume with --dtype float32 or a lower --lr")  # fmt: skip
+
+    def save(self, step: int, model: GPT, optimizer, scaler, batches: Prefetcher, options) -> None:
+        """Write a checkpoint after so many steps."""
+        state = {
+            "step": step, "skipped": self.skipped, "in_a_row": self.in_a_row, "text": self.text,
+            "data": batches.state(), "scaler": scaler.state_dict(),
+        }  # fmt: skip
+        texts = {"state": state, "config": run_config(options)}
+        path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
+        print(f"saved: {path}")
+
+    def export(self, model: GPT) -> None:
+        """Write the model as hf/ into the folder."""
+        weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
+        if self.ranks.is_main:
+            from common.pretrained import export  # transformers takes seconds to import
+
+            whole = tie_weights(GPT(model.config))
+            whole.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+            export(whole, self.folder)
+
+
+def _pretrained(name: str, T: int, how: dict) -> GPT:
+    """A tied GPT with the weights of a Hub name or a folder. Raises UserError."""
+    from common.pretrained import HubUnreachable, from_hugging_face  # as above
+
+    try:
+        pretrained = from_hugging_face(name)
+    except HubUnreachable as error:
+        raise UserError(f"{name} can't be downloaded from the Hub ({error})") from None
+    if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
+        raise UserError(f"{name} has an untied head: give a tied GPT-2")
+    if T > pretrained.config.block_size:
+        limit = pretrained.config.block_size
+        raise UserError(f"--block-size {T} is more than the {limit} of {name}")
+    model = tie_weights(GPT(replace(pretrained.config, **how)))
+    model.load_state_dict(pretrained.state_dict())
+    return model
+
+
+def restore_state(path: Path | None, state: dict, model, optimizer, scaler, batches, ranks) -> bool:
+    """Restore a checkpoint's state and tensors; returns as checkpoint.restore."""
+    batches.restore(state["data"])
+    if state["scaler"]:  # not empty: the run was in fp16
+        scaler.load_state_dict(state["scaler"])
+    return checkpoint.restore(path, model, optimizer, ranks)
+
+
+def fingerprint(tokens: Tokens) -> str:
+    """Tells texts apart by their length and ends, without reading everything."""
+    ids = tokens.train
+    ends = b"".join(part.astype("<u2").tobytes() for part in (ids[:4096], ids[-4096:]))
+    return f"{len(ids)} tokens, {hashlib.sha256(ends).hexdigest()[:16]}"

@@ -1,0 +1,146 @@
+"""Token ids on disk: the files of a folder, in any of three formats, read as one sequence.
+
+val_000000.npy, train_000001.npy, …   NumPy, uint16: ours, and build-nanogpt's
+train.bin, val.bin                    nanoGPT's: uint16 and nothing else
+*_train_*.bin, *_val_*.bin            llm.c's: 256 int32 first, magic 20240520, version, count
+"""
+
+import json
+import re
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from common.data import Tokens, load_tokens, val_size
+from common.kit.cli import UserError
+from common.tokenizer import VOCAB_SIZE
+
+LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
+
+
+class TokenFiles:
+    """The ids of several files, one after the other, as one sequence (N,) that can be sliced. The
+    files are mapped, not read. Each slice is checked for ids that are not GPT-2's when it is read.
+    """
+
+    def __init__(self, parts: list[tuple[Path, np.ndarray]]):
+        self.parts = parts
+        self.ends = list(accumulate(len(ids) for _, ids in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """The ids (n,), a copy where they come from more than one file. Raises UserError for ids
+        that are not GPT-2's."""
+        found = self.between(*places.indices(len(self))[:2]).parts
+        for path, ids in found:
+            if ids.max() >= VOCAB_SIZE or ids.min() < 0:
+                raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}: GPT-2's go from "
+                                f"0 to {VOCAB_SIZE - 1}")  # fmt: skip
+        if len(found) == 1:
+            return found[0][1]
+        return np.concatenate([np.empty(0, np.uint16), *(ids for _, ids in found)])
+
+    def between(self, start: int, stop: int) -> "TokenFiles":
+        """The sequence from start to stop. Nothing is read."""
+        parts = []
+        while start < stop:
+            k = bisect_right(self.ends, start)
+            path, ids = self.parts[k]
+            first = self.ends[k] - len(ids)
+            parts.append((path, ids[start - first : stop - first]))
+            start += len(parts[-1][1])
+        return TokenFiles(parts)
+
+
+def map_ids(path: Path) -> np.ndarray:
+    """The ids (N,) of a .npy or .bin file, integers, mapped. Raises UserError for a file that is
+    truncated or holds something else; checks the first 4,096 ids, not all."""
+    try:
+        ids = np.load(path, mmap_mode="r") if path.suffix == ".npy" else _map_bin(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a file of token ids: {error}") from None
+    if not isinstance(ids, np.ndarray):
+        raise UserError(f"{path} is a zip archive: give a .npy file of ids")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        found = f"{ids.dtype} of shape {ids.shape}"
+        raise UserError(f"{path} holds {found}: give integers of shape (N,)")
+    sample = ids[:4096]
+    if not len(ids) or sample.min() < 0 or sample.max() >= VOCAB_SIZE:
+        what = f"ids from {sample.min()} to {sample.max()}" if len(ids) else "nothing"
+        raise UserError(f"{path} begins with {what}: GPT-2's ids go from 0 to {VOCAB_SIZE - 1}")
+    return ids
+
+
+def _map_bin(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        head = file.read(4096)
+    size = path.stat().st_size
+    magic, version, count = np.frombuffer(head[:12].ljust(12, b"\0"), "<i4")
+    if magic == LLMC_MAGIC:
+        if version != LLMC_VERSION or size != LLMC_HEADER + 2 * count:
+            raise ValueError(f"{size:,} bytes where version {version} and {count:,} ids would be "
+                             f"{LLMC_HEADER + 2 * count:,}")  # fmt: skip
+        return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
+    if size % 2:
+        raise ValueError(f"{size:,} bytes are not a whole number of uint16: it is cut off")
+    ids = np.frombuffer(head[: len(head) // 4 * 4], "<u2")
+    if len(ids) > 2 and ids[::2].any() and not ids[1::2].any():
+        raise ValueError("it holds ids of 32 bits: give uint16")
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):  # ids below 256 have zeros
+        raise ValueError("it is a text" if size else "it is empty")
+    return np.memmap(path, "<u2", "r")
+
+
+def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
+    """Raises UserError for a folder that is not GPT-2's, not complete, or not of one format."""
+    if (folder / "meta.pkl").exists():
+        raise UserError(f"{folder} has a meta.pkl: its ids are not GPT-2's")
+    if len({path.suffix for path in files}) > 1:
+        raise UserError(f"{folder} has .npy and .bin files: give a folder with one format")
+    if len({ids.offset for path, ids in files.items() if path.suffix == ".bin"}) > 1:
+        raise UserError(f"{folder} has .bin files with llm.c's header and without: give one format")
+    if (folder / "meta.json").exists():
+        try:
+            shards = json.loads((folder / "meta.json").read_text())["shards"]
+            missing = {str(s["name"]) for s in shards} - {path.name for path in files}
+        except (OSError, LookupError, ValueError, TypeError, RecursionError):
+            return  # not one of ours
+        if missing:
+            raise UserError(f"{folder} lacks {min(missing)}, which its meta.json names")
+    elif (folder / "progress.json").exists():
+        raise UserError(f"{folder} is not complete: the command that made it resumes")
+
+
+def open_tokens(data: str) -> Tokens:
+    """The tokens of a .npy or .bin file, of a folder of them (see above), or of whatever
+    load_tokens takes.
+
+    Files with "val" in their names are for validation; without such files, the end of the ids is.
+    Prints what was found. Raises UserError for files that don't hold GPT-2's ids or hold too few.
+    """
+    path = Path(data).expanduser()
+    found = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+    files = {p: map_ids(p) for p in found if p.suffix in (".npy", ".bin")}
+    if not files:
+        return load_tokens(data)
+    if path.is_dir():
+        _check_folder(path, files)
+    parts = {True: [], False: []}
+    for p, ids in files.items():
+        is_val = path.is_dir() and re.search(r"(^|[_.-])val([_.-]|$)", p.stem)
+        parts[bool(is_val)].append((p, ids))
+    train, val = TokenFiles(parts[False]), TokenFiles(parts[True])
+    if not len(train):
+        raise UserError(f"{data} has validation files alone: give one with files to train on")
+    if not len(val):
+        end = len(train) - val_size(len(train), data)
+        train, val = train.between(0, end), train.between(end, len(train))
+    if len(val) < 2:
+        raise UserError(f"{data} has {len(val)} ids for validation: give 2 or more")
+    print(f"text: {path.name}, {len(train):,} tokens to train on, {len(val):,} for validation")
+    print(f"  source: {len(files)} {next(iter(files)).suffix} files, mapped")
+    return Tokens(train, val)

@@ -1,0 +1,72 @@
+"""Write the README's table of stages from the scripts themselves.
+
+python docs/readme_table.py            # rewrite it
+python docs/readme_table.py --check    # exit code 1 if it would change
+"""
+
+import ast
+import difflib
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- stages: python docs/readme_table.py -->\n", "<!-- end of stages -->\n"
+# How long a default run takes on the machine that the README names.
+MINUTES = {}
+
+
+def train_lines(path: Path) -> list[str] | None:
+    """The lines of a script's function train, without comments, docstring and blank lines."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "train":
+            node.body = node.body[ast.get_docstring(node) is not None :]
+            return ast.unparse(node).splitlines()
+    return None
+
+
+def delta(one: Path, two: Path) -> tuple[int, int] | None:
+    """How many lines of train the script `two` removes and adds, compared with `one`."""
+    before, after = train_lines(one), train_lines(two)
+    if before is None or after is None:
+        return None
+    lines = difflib.unified_diff(before, after, n=0, lineterm="")
+    marks = [line[0] for line in lines if not line.startswith(("---", "+++"))]
+    return marks.count("-"), marks.count("+")
+
+
+def table() -> str:
+    rows = [
+        "| stage | what it adds | `train` | minutes | new in `common/` |",
+        "|---|---|--:|--:|---|",
+    ]
+    paths = sorted(ROOT.glob("[0-9]_*.py"))
+    for before, path in zip([None, *paths], paths, strict=False):
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        title = doc.split("\n")[0].split(": ", 1)[1].rstrip(".")
+        new = doc.split("New here")[1].split("\n\n")[0]
+        found = re.findall(r"(?<![\w/])(?:common/)?((?:run/|search/)?\w+\.py)", new)
+        folder = re.search(r"in (common/\w+/)", new)
+        folder = folder[1] if folder else "common/"
+        modules = ", ".join(f"[`{name}`]({folder}{name})" for name in found)
+        changed = before and delta(before, path)
+        changed = f"−{changed[0]} +{changed[1]}" if changed and path.name[0] in "34567" else ""
+        minutes = MINUTES.get(path.name[0], "")
+        rows.append(
+            f"| [`{path.name}`]({path.name}) | {title} | {changed} | {minutes} | {modules} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    old = readme.read_text()
+    before, rest = old.split(BEGIN)
+    new = before + BEGIN + table() + END + rest.split(END)[1]
+    if "--check" in sys.argv and new != old:
+        sys.exit("README.md: the table of stages is out of date; run python docs/readme_table.py")
+    readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
