@@ -21,9 +21,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.evals import evaluate
-from common.generate import check_sampling, generate
+from common.generate import generate
 from common.hellaswag import hellaswag, print_scores, read_questions
-from common.kit.cli import UserError, check_positive, quoted, run
+from common.kit.cli import UserError, quoted, run
 from common.kit.corpus import read_corpus
 from common.kit.device import pick_device, seed_everything
 from common.pretrained import (
@@ -59,8 +59,6 @@ class Options:
 
 def check_prompt(prompt: list[int], config: GPT2Config) -> None:
     """Raises UserError for a prompt that does not fit the model."""
-    if not prompt:
-        raise UserError("--prompt is empty: give a word or more")
     if len(prompt) > config.n_positions:
         raise UserError(
             f"the prompt is {len(prompt)} tokens long, the model's block size is "
@@ -98,8 +96,6 @@ def compare(model, reference, ids: torch.Tensor) -> None:
 
 
 def main(options: Options) -> None:
-    check_sampling(options.temperature, options.top_k, options.max_new_tokens)
-    check_positive(options, "samples", "eval_tokens", "stride", "hellaswag_limit")
     questions = None
     if options.hellaswag or options.hellaswag_file:
         questions = read_questions(options.hellaswag_file, options.hellaswag_limit)

@@ -15,7 +15,6 @@ a sample that begins to look like a play, and a table of what each of the five d
 holds metrics.csv, metrics.png, and hf/, a model for stage 1 and for transformers.
 """
 
-import math
 import time
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,14 +24,14 @@ import torch
 from common.data import Batches, load_tokens
 from common.evals import Evaluation, evaluate
 from common.generate import generate
-from common.kit.cli import UserError, check_positive, quoted, run
+from common.kit.cli import quoted, run
 from common.kit.device import pick_device, seed_everything
 from common.kit.disk import run_folder
 from common.kit.measure import spread
 from common.kit.runlog import RunLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
-from common.optim import adamw, learning_rate, parameter_groups, set_lr
+from common.optim import adamw, check_batch, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
@@ -123,27 +122,9 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
               f"{tokens / rung.median_ms * 1000:>10,.0f}")  # fmt: skip
 
 
-def check(options: Options) -> None:
-    """Raises UserError for numbers that do not fit."""
-    check_positive(options, "total_batch_tokens")
-    B, T, tokens = options.batch_size, options.block_size, options.total_batch_tokens
-    if tokens % (B * T):
-        fits = max(1, tokens // (B * T)) * B * T
-        raise UserError(f"--total-batch-tokens {tokens:,} is no multiple of {B} × {T} tokens: give "
-                        f"{fits:,}, or another --batch-size")  # fmt: skip
-    if not options.clip > 0:
-        raise UserError(f"--clip is {options.clip}: give more than 0, inf for none")
-    for name in ("weight_decay", "warmup_steps"):
-        value = getattr(options, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: give 0 or more")
-    if not options.prompt:
-        raise UserError("--prompt is empty: give a character or more")
-
-
 def main(options: Options) -> None:
-    check(options)
     B, T = options.batch_size, options.block_size
+    check_batch(options.total_batch_tokens, B, T)
     config, device = preset(options.model, T, block_size=T), pick_device(options.device)
     seed_everything(options.seed)
     tokens = load_tokens(options.data)

@@ -6,18 +6,7 @@ would save that work; here the simple way is shown.
 
 import torch
 
-from common.kit.cli import UserError
 from common.tokenizer import VOCAB_SIZE
-
-
-def check_sampling(temperature: float, top_k: int | None, max_new_tokens: int) -> None:
-    """Raises UserError for settings that allow no sample."""
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature is {temperature}: give 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"--top-k is {top_k}: give 1 or more, the number of tokens to choose from")
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {max_new_tokens}: give 1 or more")
 
 
 @torch.no_grad()
@@ -33,10 +22,8 @@ def generate(
 
     Temperature 0 is greedy. top_k samples from the k most probable tokens (Fan et al., 2018). With
     a seed the sample is reproducible. Beyond the block size the model sees the last block_size
-    tokens. Ids beyond GPT-2's vocabulary, which a model may have, are never sampled. Raises
-    UserError for settings that make no sense.
+    tokens. Ids beyond GPT-2's vocabulary, which a model may have, are never sampled.
     """
-    check_sampling(temperature, top_k, max_new_tokens)
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     was_training = model.training
     model.eval()

@@ -10,6 +10,8 @@ import math
 import torch
 import torch.nn as nn
 
+from common.kit.cli import UserError
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups for an optimizer: matrices and embeddings decay; biases and LayerNorms, which only
@@ -47,3 +49,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = lr
     return lr
+
+
+def check_batch(total_batch_tokens: int, *factors: int) -> None:
+    """Raises UserError if a batch is no whole number of micro-batches of B × T (× …) tokens."""
+    at_once = math.prod(factors)
+    if total_batch_tokens % at_once:
+        product, fits = " × ".join(map(str, factors)), max(1, total_batch_tokens // at_once)
+        raise UserError(f"--total-batch-tokens {total_batch_tokens:,} is no multiple of {product} "
+                        f"tokens: give {fits * at_once:,}, or another --batch-size")  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- stages: python docs/readme_table.py -->\n", "<!-- end of stages -->\n"
-# How long a default run takes on the machine that the README names.
-MINUTES = {}
+# Of each script's default run, on the machine that the README names.
+TIMES = ["?", "?", "?", "?", "?", "?", "?", "?", "?"]
 
 
 def train_lines(path: Path) -> list[str] | None:
@@ -35,26 +35,25 @@ def delta(one: Path, two: Path) -> tuple[int, int] | None:
     return marks.count("-"), marks.count("+")
 
 
+def modules_of(new: str) -> list[str]:
+    """Links to the modules that a docstring names: common/x.py, or x.py in the folder it names."""
+    folder = re.search(r"in (common/\w+/)", new)
+    names = re.findall(r"(?:common/)?\b(\w+\.py)\b", new)
+    return [f"[`{name}`]({folder[1] if folder else 'common/'}{name})" for name in names]
+
+
 def table() -> str:
-    rows = [
-        "| stage | what it adds | `train` | minutes | new in `common/` |",
-        "|---|---|--:|--:|---|",
-    ]
+    rows = ["| stage | what it adds | lines of `train` | time | new in `common/` |"]
+    rows += ["|---|---|--:|--:|---|"]
     paths = sorted(ROOT.glob("[0-9]_*.py"))
     for before, path in zip([None, *paths], paths, strict=False):
-        doc = ast.get_docstring(ast.parse(path.read_text()))
+        stage, doc = int(path.name[0]), ast.get_docstring(ast.parse(path.read_text()))
         title = doc.split("\n")[0].split(": ", 1)[1].rstrip(".")
         new = doc.split("New here")[1].split("\n\n")[0]
-        found = re.findall(r"(?<![\w/])(?:common/)?((?:run/|search/)?\w+\.py)", new)
-        folder = re.search(r"in (common/\w+/)", new)
-        folder = folder[1] if folder else "common/"
-        modules = ", ".join(f"[`{name}`]({folder}{name})" for name in found)
-        changed = before and delta(before, path)
-        changed = f"−{changed[0]} +{changed[1]}" if changed and path.name[0] in "34567" else ""
-        minutes = MINUTES.get(path.name[0], "")
-        rows.append(
-            f"| [`{path.name}`]({path.name}) | {title} | {changed} | {minutes} | {modules} |"
-        )
+        changed = delta(before, path) if 3 <= stage <= 7 else None
+        changed = f"−{changed[0]} +{changed[1]}" if changed else ""
+        cells = [f"[`{path.name}`]({path.name})", title, changed, TIMES[stage]]
+        rows.append(f"| {' | '.join([*cells, ', '.join(modules_of(new))])} |")
     return "\n".join(rows) + "\n"
 
 

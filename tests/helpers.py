@@ -5,10 +5,12 @@ import csv
 import io
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import types
 from dataclasses import dataclass
@@ -160,7 +162,12 @@ class TwoRanks:
             process.stdin.flush()
 
     def wait(self) -> list[Done]:
-        """How the job ended on each rank."""
+        """How the job ended on each rank. Both are killed if one is still at it after a minute."""
+        end = time.monotonic() + 60
+        for process in self.processes:
+            if not select.select([process.stdout], [], [], max(0, end - time.monotonic()))[0]:
+                self.close()
+                raise AssertionError("a rank does not end")
         return [Done(**json.loads(process.stdout.readline())) for process in self.processes]
 
     def run(self, *options: str, cwd: Path) -> list[Done]:
@@ -169,8 +176,7 @@ class TwoRanks:
 
     def close(self) -> None:
         for process in self.processes:
-            process.stdin.close()
-            process.terminate()
+            process.kill()
             process.wait()
             process.stdout.close()
 

@@ -39,7 +39,7 @@ from common.speed import (
 
 CPU = torch.device("cpu")
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=32, vocab_size=50257)
-SMALL = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--steps", "4",
+SMALL = ("--model", "1x2x32", "--batch-size", "2", "--block-size", "32", "--steps", "4",
          "--eval-tokens", "64")  # fmt: skip
 
 

@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 import types
 from functools import partial
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import SCRIPTS
 from helpers import (
     TINY,
     checkpoints,
@@ -45,6 +47,22 @@ def one(quick_peak):
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def users_run(text_file, tmp_path_factory):
+    """(process, folder) of a whole run as a user makes it, which goes on beside the other tests."""
+    folder = tmp_path_factory.mktemp("user")
+    options = (*TINY, "--model", "gpt-nano", "--block-size", "32", "--total-batch-tokens", "128",
+               "--eval-tokens", "4096", "--eval-every", "9", "--checkpoint-every", "4",
+               "--steps", "14")  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS[7]), "--data", str(text_file), *options], cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    yield process, folder / "runs/7_long_run"
+    process.kill()
+
+
 @pytest.fixture
 def short(monkeypatch):
     only_train(monkeypatch)
@@ -53,51 +71,6 @@ def short(monkeypatch):
 def tiny_model() -> GPT:
     """The model that TINY describes, as a run begins with it."""
     return pad_vocab(init_weights(tie_weights(GPT(GPTConfig(1, 1, 16, 8))), 1337))
-
-
-# A run, whole
-
-
-def test_a_run_as_a_user_makes_it(call, text_file, tmp_path):
-    options = (*TINY, "--model", "gpt-nano", "--block-size", "32", "--total-batch-tokens", "128",
-               "--eval-tokens", "4096", "--eval-every", "6", "--checkpoint-every", "4",
-               "--steps", "14")  # fmt: skip
-    done = run_script(7, "--data", str(text_file), *options, cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert max(len(line) for line in done.stdout.splitlines() if line.startswith("step")) <= 80
-    folder = tmp_path / "runs/7_long_run"
-    assert {p.name for p in folder.iterdir()} == {
-        "config.json", "metrics.csv", "metrics.png", "checkpoints", "hf", ".lock"
-    }  # fmt: skip
-    assert checkpoints(folder) == ["step_00000012", "step_00000014"]
-    assert list(losses(folder)) == list(range(14))
-    assert list(val_losses(folder)) == [0, 6, 12, 14]
-    printed = re.findall(r"^step +(\d+)  loss ([\d.]+)", done.stdout, re.M)
-    assert [(int(step), float(loss)) for step, loss in printed] == [
-        (step, round(float(loss), 4)) for step, loss in losses(folder).items()
-    ]
-    val = {step: float(loss) for step, loss in val_losses(folder).items()}
-    assert val[14] < val[0] - 1
-    config = json.loads((folder / "config.json").read_text())
-    assert config["recipe"] == "laptop" and config["lr"] == 1e-2 and config["warmup_steps"] == 1
-    for step, loss, lr, *_ in logged(folder):
-        if loss:
-            assert float(lr) == pytest.approx(learning_rate(int(step), 1e-2, 1, 14), rel=1e-12)
-
-    # Stage 1 reads the export, and transformers' own model has the validation loss of the log.
-    code, _, stderr = call(1, "--model", str(folder / "hf"), "--data", str(text_file),
-                           "--samples", "1")  # fmt: skip
-    assert code == 0, stderr
-    ids = torch.from_numpy(load_tokens(str(text_file)).val.astype("int64"))
-    reference = GPT2LMHeadModel.from_pretrained(folder / "hf")
-    assert reference.config.vocab_size == 50257
-    with torch.no_grad():
-        found = [
-            reference(ids[None, i : i + 33][:, :-1]).logits[0].log_softmax(-1)
-            .gather(-1, ids[i + 1 : i + 33, None])
-            for i in range(0, len(ids) - 1, 32)
-        ]  # fmt: skip
-    assert -torch.cat(found).mean().item() == pytest.approx(val[14], abs=2e-3)
 
 
 def test_fine_tuning_starts_where_the_export_ended(call, refused, text_file, monkeypatch):
@@ -335,3 +308,45 @@ def test_saved_files(three_steps):
         "model.json",
     }  # fmt: skip
     assert state(three_steps)["step"] == 3
+
+
+# A run, whole
+
+
+def test_a_run_as_a_user_makes_it(call, users_run, text_file):
+    process, folder = users_run
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0 and stderr == "", stderr
+    assert max(len(line) for line in stdout.splitlines() if line.startswith("step")) <= 80
+    assert {p.name for p in folder.iterdir()} == {
+        "config.json", "metrics.csv", "metrics.png", "checkpoints", "hf", ".lock"
+    }  # fmt: skip
+    assert checkpoints(folder) == ["step_00000012", "step_00000014"]
+    assert list(losses(folder)) == list(range(14))
+    assert list(val_losses(folder)) == [0, 9, 14]
+    printed = re.findall(r"^step +(\d+)  loss ([\d.]+)", stdout, re.M)
+    assert [(int(step), float(loss)) for step, loss in printed] == [
+        (step, round(float(loss), 4)) for step, loss in losses(folder).items()
+    ]
+    val = {step: float(loss) for step, loss in val_losses(folder).items()}
+    assert val[14] < val[0] - 1
+    config = json.loads((folder / "config.json").read_text())
+    assert config["recipe"] == "laptop" and config["lr"] == 1e-2 and config["warmup_steps"] == 1
+    for step, loss, lr, *_ in logged(folder):
+        if loss:
+            assert float(lr) == pytest.approx(learning_rate(int(step), 1e-2, 1, 14), rel=1e-12)
+
+    # Stage 1 reads the export, and transformers' own model has the validation loss of the log.
+    code, _, stderr = call(1, "--model", str(folder / "hf"), "--data", str(text_file),
+                           "--samples", "1")  # fmt: skip
+    assert code == 0, stderr
+    ids = torch.from_numpy(load_tokens(str(text_file)).val.astype("int64"))
+    reference = GPT2LMHeadModel.from_pretrained(folder / "hf")
+    assert reference.config.vocab_size == 50257
+    with torch.no_grad():
+        found = [
+            reference(ids[None, i : i + 33][:, :-1]).logits[0].log_softmax(-1)
+            .gather(-1, ids[i + 1 : i + 33, None])
+            for i in range(0, len(ids) - 1, 32)
+        ]  # fmt: skip
+    assert -torch.cat(found).mean().item() == pytest.approx(val[14], abs=2e-3)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_a_signal_to_one_rank_stops_both(two_ranks, options, tmp_path):
     "words, mistake",
     {
         "nowhere holds no run": ("--resume", "--out", "nowhere"),
-        "no multiple of 2 × 8 tokens on 2 ranks: give 32": ("--total-batch-tokens", "48"),
+        "--total-batch-tokens 48 is no multiple of": ("--total-batch-tokens", "48"),
         "gone.txt does not exist": ("--data", "gone.txt"),
     }.items(),
 )
@@ -161,20 +162,34 @@ def ranks_of(torchrun: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-def test_a_signal_to_torchrun_leaves_a_checkpoint(options, tmp_path):
-    """torchrun itself then ends with another code than 0; the ranks have done their part."""
+@pytest.fixture(scope="module")
+def jobs(options, tmp_path_factory):
+    """Two jobs at once, each of two ranks that train: [(process, folder)]."""
+    folders = [tmp_path_factory.mktemp("job") for _ in range(2)]
     options = (*options, "--steps", "100000", "--checkpoint-every", "100000", "--out", "run")
-    process = started(7, *options, cwd=tmp_path, until="step    5", command=TORCHRUN)
+
+    def job(folder):
+        return started(7, *options, cwd=folder, until="step    5", command=TORCHRUN)
+
+    with ThreadPoolExecutor() as pool:
+        processes = [*pool.map(job, folders)]
+    yield [*zip(processes, folders, strict=True)]
+    for process in processes:
+        process.kill()
+
+
+def test_a_signal_to_torchrun_leaves_a_checkpoint(jobs):
+    """torchrun itself then ends with another code than 0; the ranks have done their part."""
+    process, folder = jobs[0]
     process.send_signal(signal.SIGTERM)
     stdout, _ = process.communicate(timeout=60)
     assert "--resume continues the run" in stdout
-    path = checkpoint.newest(tmp_path / "run/checkpoints")
-    assert checkpoint.read(path)["state"]["step"] == len(losses(tmp_path / "run"))
+    path = checkpoint.newest(folder / "run/checkpoints")
+    assert checkpoint.read(path)["state"]["step"] == len(losses(folder / "run"))
 
 
-def test_a_rank_that_dies_ends_the_job(options, tmp_path):
-    options = (*options, "--steps", "100000", "--out", "run")
-    process = started(7, *options, cwd=tmp_path, until="step    5", command=TORCHRUN)
+def test_a_rank_that_dies_ends_the_job(jobs):
+    process, _ = jobs[1]
     pids = ranks_of(process.pid)
     os.kill(pids[1], signal.SIGKILL)
     process.communicate(timeout=60)

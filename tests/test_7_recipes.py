@@ -99,7 +99,7 @@ def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatc
 @pytest.mark.parametrize(
     "words, options",
     {
-        "no multiple of 2 × 8 tokens on 1 ranks: give 96": ("--total-batch-tokens", "100"),
+        "give 96, or another --batch-size": ("--total-batch-tokens", "100"),
         "give 16, or another --batch-size": ("--total-batch-tokens", "3"),
         "--lr is 0": ("--lr", "0"),
         "--lr is nan": ("--lr", "nan"),
@@ -153,6 +153,17 @@ def test_a_disk_without_room_is_said_before_the_first_step(refused, text_file, m
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     refused("has room for 0.0", 7, *TINY, "--data", str(text_file))
     assert not Path("runs").exists()
+
+
+def test_room_is_asked_for_all_checkpoints_and_the_export(call, text_file, monkeypatch):
+    """One checkpoint more than are kept, since the oldest goes after the newest has come."""
+    asked = []
+    monkeypatch.setattr("common.run.resume.check_room", lambda folder, *need: asked.append(need))
+    options = (*TINY, "--data", str(text_file), "--steps", "1", "--keep", "3", "--out", "run")
+    assert call(7, *options)[0] == 0
+    sizes = {path.name: path.stat().st_size for path in Path("run/checkpoints").glob("*/*")}
+    expected = 4 * sum(sizes.values()) + sizes["model.safetensors"]
+    assert asked == [(pytest.approx(expected, rel=0.02), "4 checkpoints and the export")]
 
 
 def test_tensorboard_that_is_not_installed_is_said_at_once(refused, text_file, monkeypatch):

@@ -117,6 +117,7 @@ def test_the_count_of_skipped_steps_is_resumed(call, text_file, monkeypatch, sho
 def test_a_compiled_run_with_dropout_is_resumed(call, text_file, monkeypatch, short):
     """Two threads: a compiled step must add up in one order. bf16 where the CPU has it."""
     torch.set_num_threads(2)
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # a pool takes seconds
     options = (*TINY, "--data", str(text_file), "--compile", "yes", "--dropout", "0.1",
                "--block-size", "32", "--total-batch-tokens", "64", "--steps", "8",
                "--checkpoint-every", "4")  # fmt: skip

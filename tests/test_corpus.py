@@ -14,7 +14,7 @@ import pytest
 import requests
 from conftest import ROOT
 
-from common import corpus
+from common.kit import corpus
 from common.kit.cli import UserError
 from common.kit.corpus import read_corpus
 

@@ -7,6 +7,7 @@ bug and keeps its traceback.
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import shutil
@@ -33,8 +34,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         options = parse(options_class, argv)
-        check_positive(options, "batch_size", "block_size", "steps")
-        check_lr_and_seed(options)
+        check(options)
         main(options)
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":  # rank 0 usually reports the same error, and
@@ -65,28 +65,41 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def check_positive(options, *names: str) -> None:
-    """Raises UserError if one of the named options is below 1. Options may be missing or None."""
-    for name in names:
-        for value in _values(options, name):
-            if value < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+# Options have one name everywhere: which values they take, and what to give instead of others.
+LIMITS = {
+    "1 or more": lambda value: value >= 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "more than 0": lambda value: 0 < value < math.inf,
+    "more than 0, or inf": lambda value: value > 0,
+    "0 or more, less than 1": lambda value: 0 <= value < 1,
+    "more than 0, less than 1": lambda value: 0 < value < 1,
+    f"0 to {2**63 - 1}": lambda value: 0 <= value < 2**63,
+    "a character or more": lambda value: value != "",
+}
+OPTIONS = {
+    "1 or more": """batch_size block_size steps total_batch_tokens stop_at eval_every eval_tokens
+        checkpoint_every keep samples max_new_tokens top_k stride hellaswag_limit n_layer n_head
+        n_embd shard_tokens""",
+    "0 or more": "weight_decay warmup_steps temperature",
+    "more than 0": "lr",
+    "more than 0, or inf": "clip",
+    "0 or more, less than 1": "dropout",
+    "more than 0, less than 1": "val_fraction",
+    f"0 to {2**63 - 1}": "seed",
+    "a character or more": "prompt data",
+}
 
 
-def check_lr_and_seed(options) -> None:
-    """Raises UserError for an impossible learning rate or seed."""
-    for lr in _values(options, "lr"):
-        if not 0 < lr < float("inf"):
-            raise UserError(f"--lr is {lr}: give more than 0")
-    for seed in _values(options, "seed"):
-        if not 0 <= seed < 2**63:
-            raise UserError(f"--seed is {seed}: give 0 to {2**63 - 1}")
-
-
-def _values(options, name: str) -> tuple:
-    """An option's values: none, one, or those of a list."""
-    value = getattr(options, name, None)
-    return value if isinstance(value, tuple) else () if value is None else (value,)
+def check(options) -> None:
+    """Raises UserError for an option of these names with an impossible value: of a list, any. None
+    is left alone."""
+    for limit, names in OPTIONS.items():
+        for name in names.split():
+            value = getattr(options, name, None)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None and not LIMITS[limit](one):
+                    found = "empty" if one == "" else one
+                    raise UserError(f"--{name.replace('_', '-')} is {found}: give {limit}")
 
 
 def parse(options_class: type, argv: Sequence[str]):

@@ -99,7 +99,7 @@ def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
     for k, name in enumerate(names):
         mine = [row for row in rows if row.get("curve", "training") == name]
         # Curves that lie on one another stay visible: each is thinner than the one before.
-        width = 1.5 + 2.5 * (len(names) - 1 - k)
+        width = 1.5 + 1.5 * (len(names) - 1 - k)
         (line,) = axes.plot(*points_of(mine, "loss"), label=name, linewidth=width)
         x, y = points_of(mine, "val_loss")
         if x:

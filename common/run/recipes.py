@@ -1,13 +1,13 @@
 """GPT-3's sizes, batches and learning rates, a line each, and the options of a run, which follow
 from them and are saved with it."""
 
-import math
 import tomllib
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from common.kit.cli import UserError, check_lr_and_seed, check_positive, parse
+from common.kit.cli import UserError, check, parse
+from common.optim import check_batch
 from common.presets import preset
 from common.run.ranks import Ranks
 from common.speed import best_setting
@@ -100,33 +100,9 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     if options.warmup_steps is None:
         tokens = options.total_batch_tokens
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)
-    check(options, ranks.world_size)
-    config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
+    check(options)
     B, T = options.batch_size, options.block_size
+    check_batch(options.total_batch_tokens, B, T, ranks.world_size)
+    config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
     setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
     return replace(options, **setting.names())
-
-
-def check(options, world_size: int) -> None:
-    """Raises UserError for numbers that make no sense or do not fit."""
-    check_positive(options, "batch_size", "block_size", "total_batch_tokens", "steps", "stop_at",
-                   "eval_every", "eval_tokens", "hellaswag_limit", "checkpoint_every",
-                   "keep")  # fmt: skip
-    check_lr_and_seed(options)
-    if not options.clip > 0:
-        raise UserError(f"--clip is {options.clip}: give more than 0")
-    for name in ("weight_decay", "warmup_steps"):
-        value = getattr(options, name)
-        if not 0 <= value < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} is {value}: give 0 or more")
-    if not options.prompt:
-        raise UserError("--prompt is empty: give a character or more")
-    if not 0 <= options.dropout < 1:
-        raise UserError(f"--dropout is {options.dropout}: give 0 or more, less than 1")
-    T, tokens = options.block_size, options.total_batch_tokens
-    at_once = options.batch_size * T * world_size
-    if tokens % at_once:
-        fits = max(1, tokens // at_once) * at_once
-        raise UserError(f"--total-batch-tokens {tokens:,} is no multiple of {options.batch_size} × "
-                        f"{T} tokens on {world_size} ranks: give {fits:,}, or another "
-                        "--batch-size")  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from common.kit.cli import UserError, check_lr_and_seed, check_positive, parse
+from common.kit.cli import UserError, check, parse
 from common.model import GPT, GPTConfig
 from common.presets import preset
 
@@ -54,8 +54,7 @@ def read_space(options) -> dict[str, tuple]:
     UserError for values that no model can have."""
     if options.space:
         options = _with_file(options)
-    check_positive(options, *SPACE[1:])
-    check_lr_and_seed(options)
+    check(options)
     space = {name: tuple(dict.fromkeys(getattr(options, name))) for name in SPACE}
     for name, values in space.items():
         if not values and name != "n_head":

@@ -32,8 +32,7 @@ def report(search: Search, options, n_val: int) -> None:
     if len(failed) == len(latest):
         raise UserError(f"every trial failed, the first so: {why}; see {search.folder}/study.db")
     # A trial that failed later counts no more, even where it was among the best.
-    ends = {steps: [t for t in search.complete(k) if _number(t) in latest]
-            for k, steps in enumerate(phase.steps for phase in search.phases)}  # fmt: skip
+    ends = {phase.steps: search.complete(k) for k, phase in enumerate(search.phases)}
     stayed = {steps: [t for t in trials if latest[_number(t)].value is not None]
               for steps, trials in ends.items()}  # fmt: skip
     steps = max(steps for steps, trials in stayed.items() if trials)
@@ -103,8 +102,8 @@ def print_importances(search: Search) -> None:
     for outcome, importance in found.items():
         _print_row(f"{outcome:>24}", {n: f"{importance.shares[n]:.0%}" for n in names})
     chances = " and ".join(f"{importance.chance:.0%}" for importance in found.values())
-    print(f"  chance alone reaches {chances} once in 20 times: ignore shares below, and see")
-    print("  what the losses above and the curves show")
+    print(f"  chance alone reaches {chances} once in 20 times: ignore shares below that,")
+    print("  and see what the losses above and the curves show")
 
 
 def write_best(path: Path, best: FrozenTrial, steps: int, data: str, seed: int) -> None:

@@ -92,13 +92,11 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", "The reported value is ignored")  # after a resume
-        database = f"sqlite:///{folder / 'study.db'}"
         with self.locked():
-            self.studies = [
-                optuna.create_study(storage=database, study_name=f"phase {k + 1}",
-                                    load_if_exists=True)
-                for k in range(len(phases))
-            ]  # fmt: skip
+            storage = optuna.storages.get_storage(f"sqlite:///{folder / 'study.db'}")
+            names = [f"phase {k + 1}" for k in range(len(phases))]
+            how = {"storage": storage, "load_if_exists": True}
+            self.studies = [optuna.create_study(study_name=name, **how) for name in names]
 
     @contextlib.contextmanager
     def locked(self):

@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import Positional
 
-from common.kit.cli import UserError, check_positive, run
+from common.kit.cli import UserError, run
 from common.kit.disk import check_room, run_folder
 from common.shards.documents import PIECE, Batch, read, without_long_gaps
 from common.shards.sources import Source, find_source
@@ -161,9 +161,6 @@ def bench(source: Source) -> None:
 
 
 def main(options: Options) -> None:
-    check_positive(options, "shard_tokens")
-    if options.val_fraction is not None and not 0 < options.val_fraction < 1:
-        raise UserError(f"--val-fraction is {options.val_fraction}: give more than 0, less than 1")
     if options.verify:
         verify(Path(options.source).expanduser())
     elif options.bench:

@@ -1,0 +1,186 @@
+"""Stage 8's phases and its study, with nothing trained: nothing twice, nothing lost."""
+
+import pytest
+from optuna.trial import TrialState
+
+from common.kit.cli import UserError
+from common.search.phases import Phase, read_phases, total_steps
+from common.search.study import Search, Trial
+
+SPACE = {"lr": (1e-3, 1e-2, 1e-1), "n_layer": (1, 2, 4)}
+
+
+def tell(search: Search, trial: Trial, loss: float | None, seconds: float = 1.0) -> None:
+    """Note that a trial came to the end of its phase with this loss, or failed."""
+    trial.step, trial.seconds = trial.last, seconds
+    trial.curve = [] if loss is None else [(trial.last, seconds, loss)]
+    search.tell(trial, None if loss is not None else "loss nan at step 3")
+
+
+def search_with(folder, phases: str, losses=(), sampler: str = "grid") -> Search:
+    """A search whose first trials ended with these losses."""
+    search = Search(folder, read_phases(phases), SPACE, sampler, 1)
+    for loss in losses:
+        tell(search, search.take(), loss)
+    return search
+
+
+def numbers(trials: list[Trial | None]) -> list[int | None]:
+    return [trial and trial.number for trial in trials]
+
+
+def test_the_arithmetic_of_the_phases():
+    phases = read_phases("24x50,8x150,3x500")
+    assert phases == [Phase(24, 50), Phase(8, 150), Phase(3, 500)]
+    assert total_steps(phases) == 24 * 50 + 8 * 100 + 3 * 350
+    assert total_steps(read_phases("1316x500,320x1500,45x5000,8x10000")) == 1_175_500
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "24", "24x", "ax5", "8x50,8x100", "8x50,9x100", "8x50,4x50", "0x5", "5x-1", "4x5,,2x9"],
+)
+def test_phases_that_do_not_narrow_are_refused(text):
+    with pytest.raises(UserError, match="--phases"):
+        read_phases(text)
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+def test_every_sampler_goes_through_the_phases(tmp_path, sampler):
+    """The loss is 10 less the trial's number: the last three and then the last are promoted."""
+    search = search_with(tmp_path, "9x5,3x9,1x20", sampler=sampler)
+    seen = []
+    while search.phase() is not None:
+        trial = search.take()
+        seen.append((trial.phase, trial.number, trial.first, trial.last))
+        tell(search, trial, 10.0 - trial.number)
+        assert trial.folder == tmp_path / "trials" / f"{trial.number:04d}"
+    assert seen == [(0, n, 0, 5) for n in range(9)] + [(1, n, 5, 9) for n in (8, 7, 6)] + [
+        (2, 8, 9, 20)
+    ]
+    tried = {tuple(t.params.values()) for t in search.trials(0)}
+    assert len(tried) == 9  # the whole space, nothing twice
+    assert search.steps_done() == total_steps(search.phases)
+    assert search.take() is None
+
+
+def test_any_seed_and_the_sampler_that_was_asked_for(tmp_path):
+    kinds = {"grid": "GridSampler", "random": "RandomSampler", "tpe": "TPESampler"}
+    for sampler, kind in kinds.items():
+        (tmp_path / sampler).mkdir()
+        search = Search(tmp_path / sampler, read_phases("9x5"), SPACE, sampler, 2**63 - 1)
+        assert search.take().number == 0
+        assert type(search._new_sampler()).__name__ == kind
+
+
+def test_a_trial_is_one_processs_and_free_when_that_dies(tmp_path):
+    one, two = search_with(tmp_path, "3x5,1x9"), search_with(tmp_path, "3x5,1x9")
+    trials = [one.take(), two.take(), one.take()]
+    assert numbers(trials) == [0, 1, 2]
+    assert two.take() is None and two.phase() == 0  # all are taken: wait
+    trials[1].lock.release()  # as the system does for a process that died
+    again = one.take()
+    assert (again.number, again.values) == (1, trials[1].values)
+    for trial, loss in zip((trials[0], again, trials[2]), (3.0, 1.0, 2.0), strict=True):
+        tell(one, trial, loss)
+    assert two.take().number == 1
+
+
+def test_failures_are_not_promoted_and_do_not_stop_the_others(tmp_path):
+    search = search_with(tmp_path, "4x5,3x9", (None, 5.0, None, 4.0))
+    assert numbers([search.take() for _ in range(3)]) == [3, 1, None]  # two are left of three
+    assert search.trials(0)[0].state == TrialState.FAIL
+
+
+def test_what_was_promoted_loses_its_checkpoint_when_it_falls_behind(tmp_path):
+    search = search_with(tmp_path, "3x5,1x9")
+    trials = [search.take() for _ in range(3)]
+    for trial in trials:
+        (trial.folder / "checkpoints").mkdir()
+    left = []
+    for trial, loss in zip(trials, (2.0, 3.0, 1.0), strict=True):
+        tell(search, trial, loss)
+        left.append([(t.folder / "checkpoints").exists() for t in trials])
+    assert left == [[True, True, True], [True, False, True], [False, False, True]]
+
+
+def test_only_the_last_value_of_a_trial_counts(tmp_path):
+    """Trial 1 had 1.0 and ended at 7.0; trial 2 failed later: neither 1.0 nor 2.0 is the best."""
+    search = search_with(tmp_path, "4x5,2x9", (5.0, 1.0, 2.0, 6.0))
+    tell(search, search.take(), 7.0)
+    tell(search, search.take(), None)
+    ends = {number: trial.value for number, trial in search.latest().items()}
+    assert ends == {0: 5.0, 1: 7.0, 2: None, 3: 6.0}
+
+
+def test_a_kill_while_a_trial_is_taken_loses_none_of_it(tmp_path):
+    search = search_with(tmp_path, "3x5,1x9", (3.0, 1.0, 2.0))
+    values = search.trials(0)[1].params
+    with search.locked():
+        search.studies[1].enqueue_trial(values, {"number": 1})
+        search.studies[1].ask()  # none of its values noted yet: and a kill
+    trial = search_with(tmp_path, "3x5,1x9").take()
+    assert (trial.phase, trial.number, trial.values) == (1, 1, values)
+
+
+def test_a_kill_within_a_sample_gives_no_number_twice(tmp_path, monkeypatch):
+    """The sampler finds nothing new; a trial of the rest is queued, and then a kill."""
+    search = search_with(tmp_path, "9x5", sampler="random")
+    first = search.take()
+    monkeypatch.setattr("common.search.study.MAX_REPEATS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(search.studies[0], "ask", lambda _: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            search.take()
+    again = search_with(tmp_path, "9x5", sampler="random")
+    trials = [first, *(again.take() for _ in range(8))]
+    assert numbers(trials) == list(range(9))
+    assert len({tuple(trial.values.items()) for trial in trials}) == 9
+
+
+def test_a_sample_that_was_cut_off_is_no_trial(tmp_path):
+    search = search_with(tmp_path, "9x5", sampler="random")
+    search.studies[0].ask()  # and a kill
+    found = []
+    while search.phase() is not None:
+        found.append(search.take())
+        tell(search, found[-1], 1.0)
+    assert numbers(found) == list(range(9))
+
+
+def test_a_promotion_that_was_cut_off_is_finished(tmp_path, monkeypatch):
+    search = search_with(tmp_path, "4x5,3x9", (4.0, 1.0, 3.0, 2.0))
+    first = search.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(search.studies[1], "ask", lambda _: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            search.take()
+    first.lock.release()
+    again = search_with(tmp_path, "4x5,3x9")
+    assert numbers([again.take() for _ in range(4)]) == [1, 3, 2, None]
+
+
+def test_a_trial_that_ends_its_processes_has_failed(tmp_path):
+    """As the system's killer does to a process that takes too much memory."""
+    search = search_with(tmp_path, "2x5,1x9")
+    for _ in range(3):
+        trial = search.take()
+        assert trial.number == 0
+        trial.lock.release()
+    trial = search.take()
+    assert trial.number == 1 and search.trials(0)[0].state == TrialState.FAIL
+    assert search.trials(0)[0].user_attrs["reason"] == "3 processes died of it"
+    for _ in range(5):  # this one comes as far as an evaluation each time
+        search.alive(trial)
+        trial.lock.release()
+        trial = search.take()
+        assert trial.number == 1
+
+
+def test_losses_are_reported_to_optuna_once(tmp_path, recwarn):
+    search = search_with(tmp_path, "2x5,1x9")
+    trial = search.take()
+    for point in ((2, 1.0, 5.0), (4, 2.0, 4.0), (4, 2.0, 4.0)):  # the last again, after a resume
+        trial.curve.append(point)
+        search.alive(trial)
+    assert search.trials(0)[0].intermediate_values == {2: 5.0, 4: 4.0} and not recwarn.list
