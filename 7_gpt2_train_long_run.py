@@ -33,9 +33,10 @@ from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import Prefetcher, RankBatches
 from common.run.evals import evaluate, hellaswag
 from common.run.log import LongRunLog
-from common.run.ranks import StopSignal, all_ranks
+from common.run.ranks import all_ranks
 from common.run.recipes import resolve, run_config
 from common.run.resume import Run, fingerprint
+from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
 from common.speed import Setting, autocast, setting_of
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer

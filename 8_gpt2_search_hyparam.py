@@ -12,7 +12,7 @@ As in liteGPT's study, many trials are trained for a few steps, the best of them
 more steps, and the best of those again. You will see each trial with its validation loss, the best
 so far and the time left; then a table of the best, and what each hyper-parameter did. The folder
 --out holds pictures, lr.png first: a learning rate of 1e-5 or 1e-4 is too low, 1e-1 too high.
-Losses are over the first 4,096 validation tokens, not all 16,384 as in stage 6: do not compare the
+Losses are over the first 2,048 validation tokens, not all 16,384 as in stage 6: do not compare the
 two. Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
 --device cuda:1).
 """
@@ -32,7 +32,7 @@ from common.kit.device import pick_device, repeat_exactly, seed_everything
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches
-from common.run.ranks import StopSignal
+from common.run.signals import StopSignal
 from common.run.resume import fingerprint
 from common.run.tokenfiles import open_tokens
 from common.search.phases import config_of, read_phases, read_space, total_steps
@@ -47,7 +47,7 @@ SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
 @dataclass
 class Options:
     data: str = "tinyshakespeare"  # also: plays, a text file, a folder of those or of shards
-    phases: str = "24x24,8x72,3x216"  # trials x steps; each phase's best are promoted to the next
+    phases: str = "24x20,6x60,2x180"  # trials x steps; each phase's best are promoted to the next
     sampler: Literal["grid", "random", "tpe"] = "grid"  # Optuna's, for the first phase
     space: str | None = None  # a TOML file with lists for the names below
     lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -56,7 +56,7 @@ class Options:
     n_embd: tuple[int, ...] = (64, 128)  # C, the width
     n_layer: tuple[int, ...] = (1, 2, 4)
     n_head: tuple[int, ...] = ()  # none: width / 64, as in GPT-2
-    eval_tokens: int = 4096  # validation tokens, at most
+    eval_tokens: int = 2048  # validation tokens, at most
     seed: int = 1337
     out: str = "runs/8_search"  # the search's folder
     device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps

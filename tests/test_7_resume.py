@@ -28,7 +28,8 @@ from test_7_checkpoint import flip
 
 from common.run import checkpoint
 from common.run.log import LongRunLog
-from common.run.ranks import Ranks, StopSignal
+from common.run.ranks import Ranks
+from common.run.signals import StopSignal
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,8 @@ def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(
 ):
     """Trials 0 and 1 are promoted and fail: the best is 2, the next of those that did not."""
     monkeypatch.setattr("common.search.importance.SHUFFLES", 1)
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: None)
+    for name in ("plot_lr", "plot_curves", "plot_front", "plot_importances"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
     space = SPACE | {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
     search = Search(tmp_path, read_phases("4x5,2x9,1x20"), space, "grid", 1)
     for loss in (1.0, 2.0, 3.0, 4.0):
@@ -58,7 +59,8 @@ def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(
 def test_the_report_tells_edges_medians_and_which_tokens(capsys, monkeypatch):
     """The loss falls with the learning rate: the largest is the best, and more might be better."""
     monkeypatch.setattr("common.search.importance.SHUFFLES", 1)
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: None)
+    for name in ("plot_lr", "plot_curves", "plot_front", "plot_importances"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
     space = SPACE | {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
     Path("s").mkdir()
     search = Search(Path("s"), read_phases("9x5"), space, "grid", 1)
@@ -70,8 +72,19 @@ def test_the_report_tells_edges_medians_and_which_tokens(capsys, monkeypatch):
     stdout = capsys.readouterr().out
     assert "at the edge, so try further: lr 0.1 is the largest tried\n" in stdout
     assert "  lr: 5.09 with 0.001, 5.00 with 0.01, 4.10 with 0.1\n" in stdout
-    assert "loss: over 100 of the 1,000 validation tokens" in stdout
+    assert "loss: over the first 100 of 1,000 validation tokens" in stdout
     assert max(map(len, stdout.splitlines())) <= 80
+
+
+def test_a_trial_that_failed_at_once_is_plotted_too(tmp_path, recwarn):
+    """Three processes died of it: it has no step, no time and no curve."""
+    space = {"lr": (1e-3, 1e-2), "n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
+    search = Search(tmp_path, read_phases("2x5"), space | {"n_layer": (1,)}, "grid", 1)
+    for _ in range(3):
+        search.take().lock.release()
+    tell(search, search.take(), 5.0)
+    report(search, OPTIONS, 100)
+    assert (tmp_path / "lr.png").exists() and not recwarn.list
 
 
 def test_the_front_is_of_those_that_none_beats():

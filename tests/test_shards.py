@@ -26,7 +26,6 @@ from conftest import ROOT
 from common.data import Batches
 from common.kit.cli import UserError, run
 from common.kit.disk import lock
-from common.run.batches import Prefetcher, RankBatches
 from common.run.tokenfiles import map_ids, open_tokens
 from common.shards import __main__ as shards
 from common.shards import documents, sources, writer
@@ -659,38 +658,6 @@ def test_shards_are_one_stream_of_windows():
     seen = Counter(int(i) for _ in range(33) for i in next(batches)[1].flatten())
     assert seen == dict.fromkeys(range(2, 992), 1)
     assert (batches.epoch, batches.position) == (1, 0)
-
-
-def test_prefetching_changes_nothing():
-    def stream():
-        return RankBatches(np.arange(777), 4, 7, seed=9)
-
-    plain, fetched = stream(), Prefetcher(stream(), pin=False)
-    for _ in range(60):
-        assert all(a.equal(b) for a, b in zip(next(plain), next(fetched), strict=True))
-        assert plain.state() == fetched.state()
-    again = Prefetcher(stream(), pin=False)
-    again.restore(fetched.state())
-    assert again.state() == fetched.state()
-    assert next(plain)[0].equal(next(again)[0])
-    assert 0 < fetched.waited < 1
-
-
-def test_a_wait_for_data_is_counted():
-    class Slow(RankBatches):
-        def __next__(self):
-            time.sleep(0.05)
-            return super().__next__()
-
-    fetched = Prefetcher(Slow(np.arange(777), 4, 7), pin=False)
-    for _ in range(3):
-        next(fetched)
-    busy = fetched.waited
-    assert busy > 0.12
-    for _ in range(3):
-        time.sleep(0.08)  # a step that takes longer than reading
-        next(fetched)
-    assert fetched.waited - busy < 0.02
 
 
 def test_bad_token_files_are_one_line():

@@ -69,15 +69,14 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     return True
 
 
-def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> Path | None:
+def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> Path:
     """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]. Returns its
-    path, on rank 0."""
+    path."""
     tensors = collect(model, optimizer, ranks)
-    if not ranks.is_main:
-        return None
     sizes = asdict(model.config)
     texts["model"] = {k: v for k, v in sizes.items() if k not in ("attention", "dropout")}
-    return write(folder / "checkpoints", texts["state"]["step"], tensors, texts, keep)
+    place = (folder / "checkpoints", texts["state"]["step"])
+    return ranks.from_main(lambda: write(*place, tensors, texts, keep))
 
 
 def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Path:

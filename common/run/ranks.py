@@ -8,7 +8,6 @@ is the identity.
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -189,23 +188,3 @@ def _device_of_rank(name: str, local_rank: int) -> torch.device:
         name = f"cuda:{local_rank}"
         torch.cuda.set_device(local_rank)
     return pick_device(name)
-
-
-class StopSignal:
-    """In the `with` block, SIGTERM or a first Ctrl-C sets `asked`; a second Ctrl-C raises
-    KeyboardInterrupt as usual."""
-
-    def __enter__(self):
-        self.asked = False
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, _frame):
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        note = f"\n{signal.Signals(number).name}: finishing this step; Ctrl-C again ends at once\n"
-        os.write(2, note.encode())  # print is not safe in a handler

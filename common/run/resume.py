@@ -74,9 +74,10 @@ class Run:
     def begin(self, options, model: GPT) -> None:
         """Make the folder with the run's options, before its first step. Raises UserError if the
         disk has no room for the checkpoints and the export."""
-        if not self.ranks.is_main:
-            return
         n_params = sum(p.numel() for p in model.parameters())
+        self.ranks.from_main(lambda: self._begin(options, n_params))
+
+    def _begin(self, options, n_params: int) -> None:
         need = (BYTES_IN_CHECKPOINT * (options.keep + 1) + BYTES_IN_EXPORT) * n_params
         check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
         run_folder(options.out)
@@ -149,12 +150,14 @@ class Run:
     def export(self, model: GPT) -> None:
         """Write the model as hf/ into the folder."""
         weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
-        if self.ranks.is_main:
-            from common.pretrained import export  # transformers takes seconds to import
+        self.ranks.from_main(lambda: self._export(model.config, weights))
 
-            whole = tie_weights(GPT(model.config))
-            whole.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
-            export(whole, self.folder)
+    def _export(self, config: GPTConfig, weights: dict) -> None:
+        from common.pretrained import export  # transformers takes seconds to import
+
+        model = tie_weights(GPT(config))
+        model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+        export(model, self.folder)
 
 
 def _pretrained(name: str, T: int, how: dict) -> GPT:

@@ -50,7 +50,7 @@ def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple, x: st
         axes.plot([p[column] for p in curve], [p[2] for p in curve], ".-", **style)
         if trial.value is None:
             where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.plot([trial.user_attrs[x]], [1], "x", **style, **where)
+            axes.plot([trial.user_attrs[x] or 1], [1], "x", **style, **where)  # no log of 0
     for value, color in colors.items():
         axes.plot([], [], color=color, label=f"{value:g}")
     axes.set(xscale="log", yscale="log", xlabel="step" if x == "step" else "seconds of training")

@@ -51,7 +51,7 @@ class Trial:
     last: int  # and ends
     folder: Path
     lock: FileLock | None
-    optuna: optuna.Trial | None
+    asked: optuna.Trial | None  # Optuna's own, which notes what becomes of it
     step: int = 0  # steps trained, in all phases,
     seconds: float = 0.0  # and how long they took
     curve: list[tuple] = field(default_factory=list)  # of (step, seconds, validation loss)
@@ -174,14 +174,14 @@ class Search:
         # A kill while the trial was asked for may have left some of its values open.
         values = {name: asked.suggest_categorical(name, choices.choices)
                   for name, choices in self.distributions.items()}  # fmt: skip
+        last = self.phases[k].steps
+        first = last - steps_of(self.phases)[k]
+        trial = Trial(k, number, values, first, last, folder, held, asked)
         if deaths == MAX_DEATHS:
-            asked.set_user_attr("reason", f"{deaths} processes died of it")
-            self.studies[k].tell(asked, state=TrialState.FAIL)
-            held.release()
+            self._tell(trial, f"{deaths} processes died of it")
             return None
         asked.set_user_attr("deaths", deaths)
-        last = self.phases[k].steps
-        return Trial(k, number, values, last - steps_of(self.phases)[k], last, folder, held, asked)
+        return trial
 
     def folder_of(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
@@ -190,24 +190,27 @@ class Search:
         """Note that a trial's process came this far: what ends it now is not the trial. Report its
         validation loss, for Optuna's dashboard."""
         with self.locked():
-            trial.optuna.set_user_attr("deaths", -1)
+            trial.asked.set_user_attr("deaths", -1)
             if trial.curve:
                 step, _, val_loss = trial.curve[-1]
-                trial.optuna.report(val_loss, step)
+                trial.asked.report(val_loss, step)
 
     def tell(self, trial: Trial, reason: str | None = None) -> None:
         """Note how a trial ended: with the last loss of its curve, or failed for a reason. It is
         free then. What can't be promoted loses its checkpoint, which is as large as its model."""
         with self.locked():
-            facts = {"step": trial.step, "seconds": trial.seconds, "curve": trial.curve}
-            for name, value in (facts | ({"reason": reason} if reason else {})).items():
-                trial.optuna.set_user_attr(name, value)
-            loss, state = None, TrialState.FAIL
-            if not reason:
-                loss, state = trial.curve[-1][2], TrialState.COMPLETE
-            self.studies[trial.phase].tell(trial.optuna, loss, state)
+            self._tell(trial, reason)
             if trial.phase + 1 < len(self.phases):
                 self._remove_losers(trial.phase)
+
+    def _tell(self, trial: Trial, reason: str | None) -> None:
+        facts = {"step": trial.step, "seconds": trial.seconds, "curve": trial.curve}
+        for name, value in (facts | ({"reason": reason} if reason else {})).items():
+            trial.asked.set_user_attr(name, value)
+        if reason:
+            self.studies[trial.phase].tell(trial.asked, state=TrialState.FAIL)
+        else:
+            self.studies[trial.phase].tell(trial.asked, trial.curve[-1][2])
         trial.lock.release()
 
     def _ask(self, k: int, values: dict, number: int) -> optuna.Trial:
@@ -219,8 +222,7 @@ class Search:
         """The best of the phase before that is not in phase k yet."""
         self._remove_losers(k - 1)  # a kill may have left some
         there = {trial.user_attrs["number"] for trial in self.trials(k)}
-        best = (t for t in self.complete(k - 1) if t.user_attrs["number"] not in there)
-        trial = next(best)
+        trial = next(t for t in self.complete(k - 1) if t.user_attrs["number"] not in there)
         return self._ask(k, trial.params, trial.user_attrs["number"])
 
     def _remove_losers(self, k: int) -> None:
