@@ -9,8 +9,8 @@ first before this script; it is the model of the whole course.
 You will see every part of the model with its shape, its parameters and the shape of its output for
 a batch of ids: 163,037,184 parameters as built here, 124,439,808 once the head shares the token
 embedding's matrix (stage 4). Then two checks. No position sees its future. And the loss of the
-untrained model is about 10.95, a little above ln(50257) = 10.82, which is the loss of a guess in
-which all tokens are equally likely.
+untrained model is about 11.0, a little above ln(50257) = 10.82, the loss of a guess in which all
+tokens are equally likely; it varies by some 0.1 with the random ids.
 """
 
 import math
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.kit.cli import run
+from common.kit.cli import UserError, run
 from common.kit.device import pick_device, seed_everything
 from common.model import GPT
 from common.presets import preset
@@ -39,12 +39,14 @@ def print_table(model: GPT, B: int, T: int) -> None:
     """The parts of the model in the order of the computation, with the shape of each output."""
     outputs = {}  # a part's name → the shape of its output
 
-    def remember(name):
-        return lambda part, inputs, output: outputs.update({name: tuple(output.shape)})
-
     parts = [(name, part) for name, part in model.named_modules() if list(part.parameters())]
     leaves = [(name, part) for name, part in parts if not list(part.children())]
-    hooks = [part.register_forward_hook(remember(name)) for name, part in leaves]
+    names = {part: name for name, part in leaves}
+
+    def remember(part, inputs, output):
+        outputs[names[part]] = tuple(output.shape)
+
+    hooks = [part.register_forward_hook(remember) for part in names]
     device = next(model.parameters()).device
     model(torch.zeros(B, T, dtype=torch.long, device=device))
     for hook in hooks:
@@ -63,10 +65,10 @@ def print_table(model: GPT, B: int, T: int) -> None:
         print(f"{name.removeprefix('transformer.'):<26}{shape:>16}{count:>16,}{times:<4} {output}")
     total = sum(p.numel() for p in model.parameters())
     tied = total - model.lm_head.weight.numel()
-    print(
-        f"total, with the head tied to wte {tied:>25,}\nas built here, the head apart {total:>28,}"
-    )
-    print(f"FLOPs a token, forward and backward {model.config.flops_per_token(T):>22,}  at T = {T}")
+    flops = model.config.flops_per_token(T)
+    print(f"{'total, with the head tied to wte':<42}{tied:>16,}")
+    print(f"{'as built here, the head apart':<42}{total:>16,}")
+    print(f"{'FLOPs per token, forward and backward':<42}{flops:>16,}  at T = {T}")
 
 
 def check_causality(model: GPT, idx: torch.Tensor) -> None:
@@ -77,14 +79,17 @@ def check_causality(model: GPT, idx: torch.Tensor) -> None:
     past = torch.equal(before[:, :at], after[:, :at])
     moved = int(((before - after)[:, at:].abs().amax((0, 2)) > 0).sum())
     verdict = "the same, bit for bit" if past else "DIFFERENT"
-    print(f"causality: with another token at {at}, the logits at 0 to {at - 1} are {verdict};")
-    print(f"           {moved} of the {idx.size(1) - at} from {at} on have moved")
+    print(f"causality: change the token at position {at}, and the logits before it are")
+    print(f"  {verdict}; {moved} of the {idx.size(1) - at} positions from there on change")
     if not past:
         raise AssertionError("a position sees its future: look at causal_attention")
 
 
 def main(options: Options) -> None:
-    config, B, T = preset(options.model), options.batch_size, options.block_size
+    B, T = options.batch_size, options.block_size
+    config = preset(options.model, T)
+    if T < 2:
+        raise UserError("--block-size is 1: give 2 or more, so that there is a past and a future")
     with torch.device("meta"):
         outline = GPT(config)  # shapes without values
     print(f"{options.model}: {config.n_layer} layers, {config.n_head} heads, width {config.n_embd}")

@@ -4,12 +4,12 @@ New here: common/data.py (a text as tokens, its end cut off for validation, batc
 stage 2's. It now takes another batch at each step, and ends with the loss on text that the model
 was not trained on.
 
-    python 3_gpt2_train_dataloader.py                   # under a minute on two CPU cores
-    python 3_gpt2_train_dataloader.py --data my_own.txt # or a folder of .txt files
+    python 3_gpt2_train_dataloader.py      # about a minute on two CPU cores
+    python 3_gpt2_train_dataloader.py --data my_own.txt
 
-You will see which text it is, a line a step, and the validation loss before (about 10.95) and after
-(about 6.2): the model has learned which words are frequent, and little more yet. The folder --out
-holds metrics.csv and its plot, metrics.png.
+You will see which text it is, one line per step, and the validation loss before (about 10.95) and
+after (about 6.2): the model has learned which words are frequent, and little more yet. The folder
+--out holds metrics.csv and its plot, metrics.png.
 """
 
 import time
@@ -55,7 +55,7 @@ def train(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss = loss.item()
+        loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         # new: printed, and written to a file that outlives the run
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)

@@ -3,14 +3,15 @@
 New here: common/init.py, two functions that are called on a model. The loop, the data and the seed
 are stage 3's. The same batches train three models, so only their first weights differ.
 
-    python 4_gpt2_train_best_practices.py               # about 3 minutes on two CPU cores
+    python 4_gpt2_train_best_practices.py  # about 3 minutes on two CPU cores
 
 You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
-spread (standard deviation) of the residual stream after the last block. With the head tied to an
-embedding drawn from normal(0, 1), a logit is a sum of C products of spread 1, so its spread is √C,
-and the loss starts above 60. With GPT-2's initialization the model starts at about 10.83, and after
-100 steps its validation loss equals the first model's with half the parameters. metrics.png shows
-the three curves.
+standard deviation of the residual stream after the last block. PyTorch draws an embedding from
+normal(0, 1). With the head tied to it, logits have a standard deviation of √C; and the residual
+stream still contains the embedding of the token just read, whose own logit is therefore far above
+the others. The model predicts that each token repeats, and the loss starts above 60. With GPT-2's
+initialization it starts at about 10.83, and after 100 steps the validation loss equals the first
+model's with half the parameters. metrics.png shows the three curves.
 """
 
 import math
@@ -46,7 +47,7 @@ class Options:
 
 
 # What is done to a model as PyTorch made it.
-STARTS = {
+VARIANTS = {
     "as in stage 3": lambda model, seed: model,
     "tied": lambda model, seed: tie_weights(model),
     "tied, initialized": lambda model, seed: init_weights(tie_weights(model), seed),
@@ -54,7 +55,7 @@ STARTS = {
 
 
 @torch.no_grad()
-def residual_spread(model: GPT, x: torch.Tensor) -> float:
+def residual_std(model: GPT, x: torch.Tensor) -> float:
     """Standard deviation of the residual stream after the last block, for ids x (B, T)."""
     seen = []
     hook = model.transformer.h[-1].register_forward_hook(lambda _, __, out: seen.append(out.std()))
@@ -67,10 +68,10 @@ def train(
     model: GPT, batches: Batches, val: torch.Tensor, log: RunLog, options: Options
 ) -> tuple[Evaluation, float]:
     """Train model on the batches. Returns how well it then predicts the ids val (N,), and the
-    residual spread at the start."""
+    standard deviation of the residual stream at the start."""
     device = next(model.parameters()).device
-    # new: what the initialization is there to bound
-    spread = residual_spread(model, val[None, : options.block_size].to(device))
+    # new: the initialization is there to keep this small
+    std = residual_std(model, val[None, : options.block_size].to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     for step in range(options.steps):
         start = time.perf_counter()
@@ -79,12 +80,12 @@ def train(
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss = loss.item()
+        loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
     after = evaluate(model, val, options.block_size)
     log.val(options.steps, after.loss)
-    return after, spread
+    return after, std
 
 
 def main(options: Options) -> None:
@@ -95,22 +96,22 @@ def main(options: Options) -> None:
     val = torch.from_numpy(tokens.val.astype("int64"))
     Batches(tokens.train, B, T)  # raises now if the text is too short
     table = []
-    with RunLog(run_folder(options.out), COLUMNS, options.steps * len(STARTS)) as log:
-        for number, (name, start_from) in enumerate(STARTS.items(), 1):
-            print(f"\nmodel {number} of {len(STARTS)}, {name}:")
+    with RunLog(run_folder(options.out), COLUMNS, options.steps * len(VARIANTS)) as log:
+        for number, (name, prepare) in enumerate(VARIANTS.items(), 1):
+            print(f"\nmodel {number} of {len(VARIANTS)}, {name}:")
             log.curve = name
             seed_everything(options.seed)
-            model = start_from(GPT(config), options.seed).to(device)
+            model = prepare(GPT(config), options.seed).to(device)
             batches = Batches(tokens.train, B, T, options.seed)
-            after, spread = train(model, batches, val, log, options)
+            after, std = train(model, batches, val, log, options)
             rows = [row for row in log.rows() if row["curve"] == name and row["loss"]]
             first, last = (float(row["loss"]) for row in (rows[0], rows[-1]))
             n_params = sum(p.numel() for p in model.parameters())
-            table.append((name, n_params, first, spread, last, after.loss))
+            table.append((name, n_params, first, std, last, after.loss))
 
-    print(f"\n{'':<18}{'parameters':>12}{'step 0':>9}{'spread':>9}{'last':>9}{'validation':>12}")
-    for name, n_params, first, spread, last, after in table:
-        print(f"{name:<18}{n_params:>12,}{first:>9.3f}{spread:>9.3f}{last:>9.3f}{after:>12.3f}")
+    print(f"\n{'':<18}{'parameters':>12}{'step 0':>9}{'std':>9}{'last':>9}{'validation':>12}")
+    for name, n_params, first, std, last, after in table:
+        print(f"{name:<18}{n_params:>12,}{first:>9.3f}{std:>9.3f}{last:>9.3f}{after:>12.3f}")
     print(f"a guess among {config.vocab_size:,}{math.log(config.vocab_size):>19.3f}")
 
 
@@ -119,4 +120,4 @@ if __name__ == "__main__":
 
 # To try:
 #   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
-#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which start copes?
+#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which one still learns?

@@ -2,13 +2,14 @@
 
 New here: common/speed.py (what makes a step faster) and common/ladder.py (the table).
 
-    python 5_gpt2_train_speedup.py      # GPT-2 124M, about 2 minutes on two CPU cores
-    python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22    # for a GPU
+    python 5_gpt2_train_speedup.py      # GPT-2 124M, 4 minutes on two CPU cores
+    python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22
 
-You will see a row a rung, each on top of the ones before: the median time of a training step, its
-spread (half the range), the speed-up, the share of this machine's fastest matrix product in that
-precision (MFU), peak memory, how far the first loss is from rung 0's, and the validation loss after
-the last step. A rung that this machine lacks, or that a trial shows to be slower, is skipped with
+The second command is for a GPU. You will see one row per rung, each on top of the ones before: the
+median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
+first loss is from rung 0's, and the validation loss after the last step. MFU is the share of the
+fastest matrix product that this machine does in that precision; papers divide by the data sheet's
+peak instead. A rung that this machine lacks, or that a trial shows to be slower, is skipped with
 the reason. Then come Hugging Face's model with the same speed-ups, and rung 0 again, whose change
 (drift) shows how steady the machine was.
 """
@@ -47,11 +48,11 @@ from common.speed import (
 class Options:
     data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
     model: str = "gpt2"  # a preset
-    steps: int = 7  # a rung; the first two warm up and are not timed
+    steps: int = 7  # per rung; the first two warm up and are not timed
     batch_size: int = 4  # B, rows in a batch
     block_size: int = 128  # T, tokens in a row
     eval_tokens: int = 1024  # validation tokens
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # those to measure; each includes the ones before
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # those to measure; each includes those below it
     lr: float = 3e-4  # learning rate
     seed: int = 1337
     out: str = "runs/5_speedup"  # the run's folder
@@ -59,7 +60,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-def rungs(device: torch.device) -> list[tuple]:
+def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
     return [
         ("fp32", {}, "the model of stage 4"),
@@ -89,7 +90,8 @@ def train(
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     loss_of = loss_function(model, setting.compile)  # new: compiled into fused kernels
-    # new: fp16 gradients underflow, so the loss is scaled up and they are scaled back down
+    # new: small gradients would be 0 in fp16, so the loss is scaled up, and the optimizer's step
+    # scales them back down; in fp32 and bf16 the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     for step in range(options.steps):
         start = time.perf_counter()
@@ -100,16 +102,16 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        loss = loss.item()
+        loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
-    with autocast(device, setting.dtype):
+    with autocast(device, setting.dtype):  # new: as it was trained
         after = evaluate(model, val, options.block_size)
     log.val(options.steps, after.loss)
 
 
 def measure(name, setting, config, tokens, options, device, hugging_face=False) -> Rung:
-    """Build a model, train it for some steps, and let it go."""
+    """Build a model, train it for some steps, and free it."""
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
     model = HuggingFace(model) if hugging_face else model
@@ -128,7 +130,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
     """Measure one rung after the other, Hugging Face's model, and the first rung again."""
     fixed = (config, tokens, options, device)
     setting, previous = Setting(), None
-    for k, (name, change, _) in enumerate(rungs(device)):
+    for k, (name, change, _) in enumerate(speedups(device)):
         if k > max(options.rungs):
             break
         if reason := why_not(change, setting, config, options, device):
@@ -169,8 +171,8 @@ def main(options: Options) -> None:
     Batches(tokens.train, B, T)  # raises now if the text is too short
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
-    print(f"{options.model}, batches of {B} × {T} tokens, {options.steps} steps a rung")
-    for k, (name, _, why) in enumerate(rungs(device)):
+    print(f"{options.model}, batches of {B} × {T} tokens, {options.steps} steps per rung")
+    for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<11} {why}")
     print()
     ladder = Ladder(config, B, T, device)
@@ -185,6 +187,6 @@ if __name__ == "__main__":
     run(main, Options)
 
 # To try:
-#   python 5_gpt2_train_speedup.py --rungs 0 2            # autocast alone, beside rung 0
+#   python 5_gpt2_train_speedup.py --rungs 0 2            # up to autocast, beside rung 0
 #   python 5_gpt2_train_speedup.py --block-size 1024 --batch-size 1
 #   python 5_gpt2_train_speedup.py --model gpt-mini --json ladder.json

@@ -1,18 +1,20 @@
 """Stage 6: GPT-3's hyper-parameters, on everything before.
 
-New here: common/optim.py (what decays, AdamW, the learning rate of a step). GPT-3's paper (Brown et
-al., 2020, appendix B) gives five things, all of them in `train`: a learning rate that warms up and
-decays, gradient clipping, weight decay for matrices alone, AdamW (fused, in one pass over memory),
-and batches so large that they are accumulated from micro-batches.
+New here: common/optim.py (what decays, AdamW, the learning rate of a step). Five things are new in
+`train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up and
+decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice, only
+matrices decay, AdamW is fused into one pass over memory, and a batch larger than memory is
+accumulated from micro-batches.
 
-    python 6_gpt2_train_hyparam.py            # a small GPT, about 5 minutes on two CPU cores
-    python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 --batch-size 16 \\
-        --total-batch-tokens 524288           # GPT-3's own for 125M, on a GPU
+    python 6_gpt2_train_hyparam.py     # a small GPT, 4 minutes on two CPU cores
+    python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
+        --batch-size 16 --total-batch-tokens 524288
 
-You will see a line a step: the loss of the whole batch, the learning rate, the gradient norm before
-clipping, time and throughput. Then come the validation loss before and after (about 10.8 and 5.2),
-a sample that begins to look like a play, and a table of what each of the five did. The folder --out
-holds metrics.csv, metrics.png, and hf/, a model for stage 1 and for transformers.
+The second command is GPT-3's own for 125M, on a GPU. You will see one line per step: the loss of
+the whole batch, the learning rate, the gradient norm before clipping, time and throughput. Then
+come the validation loss before and after (about 10.8 and 5.3), a sample that begins to look like a
+play, and a table of what each of the five did. The folder --out holds metrics.csv, metrics.png, and
+hf/, a model for stage 1 and for transformers.
 """
 
 import time
@@ -31,13 +33,13 @@ from common.kit.measure import spread
 from common.kit.runlog import RunLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
-from common.optim import adamw, check_batch, learning_rate, parameter_groups, set_lr
+from common.optim import adamw, check_plan, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "val_loss")
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
 @dataclass
@@ -48,12 +50,15 @@ class Options:
     batch_size: int = 8  # B, rows in a micro-batch: as many as memory holds
     block_size: int = 128  # T, tokens in a row
     total_batch_tokens: int = 2048  # in a step: B · T · micro-batches; GPT-3 has 524,288 for 125M
-    lr: float = 6e-4  # maximum; GPT-3's for 125M; smaller models bear more: try 2e-3
-    warmup_steps: int = 60  # GPT-3 takes 375 million tokens; a tenth of the steps for a short run
-    betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches have less noisy gradients
+    lr: float = 6e-4  # maximum; GPT-3's for 125M; smaller models tolerate more: try 2e-3
+    warmup_steps: int = 30  # GPT-3 takes 375 million tokens; a short run a tenth of its steps
+    betas: tuple[float, float] = (
+        0.9,
+        0.95,
+    )  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # of matrices and embeddings
     clip: float = 1.0  # maximum gradient norm
-    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # the same numbers, in one pass
+    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # the same result, in one pass
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stage 5 found
     attention: Literal["auto", "formula", "flash"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"
@@ -73,20 +78,21 @@ def train(
     optimizer = adamw(groups, options.lr, options.betas, options.adamw)
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    # new: so many micro-batches make a batch
     n_micro = options.total_batch_tokens // (options.batch_size * options.block_size)
     for step in range(options.steps):
         start = time.perf_counter()
-        # new: up while the moments settle, then down, so that the weights settle
+        # new: warm up while AdamW's running averages are unreliable, then decay
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
         set_lr(optimizer, lr)
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=device)  # on the device: no wait in each micro-batch
         for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
             x, y = (ids.to(device) for ids in next(batches))
             with autocast(device, setting.dtype):
-                loss = loss_of(x, y) / n_micro  # their mean is the gradient of the whole batch
+                loss = loss_of(x, y) / n_micro  # backward sums gradients, and we want their mean
             scaler.scale(loss).backward()
             total += loss.detach()
-        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)  # clip the true gradients, not scaled ones
         # new: an unusual batch must not take the weights far away
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         scaler.step(optimizer)
@@ -124,7 +130,7 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
 
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
-    check_batch(options.total_batch_tokens, B, T)
+    check_plan(options, B, T)
     config, device = preset(options.model, T, block_size=T), pick_device(options.device)
     seed_everything(options.seed)
     tokens = load_tokens(options.data)
@@ -139,7 +145,8 @@ def main(options: Options) -> None:
     print(f"{options.model}: {chosen}")
     print(f"{options.steps} steps of {options.total_batch_tokens:,} tokens: {epochs:.2g} epochs")
     with RunLog(folder, COLUMNS, options.steps, PANELS) as log:
-        before = evaluate(model, val, T)
+        with autocast(device, setting.dtype):
+            before = evaluate(model, val, T)
         log.val(0, before.loss)
         after = train(model, batches, val, log, options, setting)
     print(f"validation, before and after:\n  {before}\n  {after}")

@@ -1,17 +1,19 @@
-"""Stage 7: a long run that loses nothing. The trainer to keep.
+"""Stage 7: a long run, on many devices, that can be interrupted. The trainer to keep.
 
-New here, in common/run/: recipes.py (GPT-3's sizes), ranks.py (many processes), resume.py and
-checkpoint.py (a run that can be interrupted), batches.py (read ahead), tokenfiles.py (a text larger
-than memory), log.py and evals.py. The loop is still stage 6's.
+New here, in common/run/: ranks.py (many processes), checkpoint.py and resume.py (a run that can be
+interrupted); skim the rest, recipes.py, batches.py, tokenfiles.py, signals.py, log.py and evals.py.
+The loop is still stage 6's.
 
-    python 7_gpt2_train_long_run.py                       # --recipe laptop, 10 minutes on two cores
-    python 7_gpt2_train_long_run.py --resume              # after Ctrl-C, a crash, a power cut
-    torchrun --standalone --nproc_per_node=8 7_gpt2_train_long_run.py --recipe gpt3-125m --data …
+    python 7_gpt2_train_long_run.py              # --recipe laptop
+    python 7_gpt2_train_long_run.py --resume     # after Ctrl-C or a crash
+    torchrun --standalone --nproc_per_node=8 7_gpt2_train_long_run.py \\
+        --recipe gpt3-125m --data FOLDER
 
 Options that you leave out are the recipe's, or those of the run that is resumed. You will see them
-all, then a line a step with its share of the fastest matrix product (MFU), and every --eval-every
-steps the validation loss and a sample. Ctrl-C or SIGTERM finish the step and save a checkpoint. The
-folder --out holds metrics.csv, metrics.png, checkpoints, and at the end hf/, which stage 1 reads.
+all, then one line per step with its share of the fastest matrix product (MFU), and every
+--eval-every steps the validation loss and a sample. Ctrl-C or SIGTERM finish the step and save a
+checkpoint. The folder --out holds metrics.csv, metrics.png, checkpoints, and at the end hf/, which
+stage 1 reads.
 """
 
 import time
@@ -23,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from common.generate import generate
-from common.hellaswag import print_scores, read_questions
+from common.hellaswag import as_build_nanogpt, as_lm_eval, print_scores, read_questions
 from common.kit import cli
 from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly, seed_everything
@@ -31,7 +33,7 @@ from common.kit.measure import matmul_peak
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import Prefetcher, RankBatches
-from common.run.evals import evaluate, hellaswag
+from common.run.evals import evaluate_on_ranks, hellaswag_on_ranks
 from common.run.log import LongRunLog
 from common.run.ranks import all_ranks
 from common.run.recipes import resolve, run_config
@@ -43,7 +45,7 @@ from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "val_loss", "bits_per_byte",
            "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms a step"}
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Options:
     recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
     data: str | None = None  # tinyshakespeare, plays, a text file, a folder of those or of shards
     model: str | None = None  # a preset
-    init_from: str | None = None  # in its place: pretrained weights, a Hub name or a folder
+    init_from: str | None = None  # instead of --model: pretrained weights, a Hub name or a folder
     batch_size: int | None = None  # B, rows in a micro-batch
     block_size: int | None = None  # T, tokens in a row
     total_batch_tokens: int | None = None  # in a step: B · T · ranks · micro-batches
@@ -76,7 +78,7 @@ class Options:
     seed: int | None = None
     out: str = "runs/7_long_run"  # the run's folder
     resume: bool = False  # continue the run in that folder
-    restart: bool = False  # delete the run in that folder, and begin anew
+    restart: bool = False  # delete the run in that folder, and start over
     shard: bool = False  # shard the model over the ranks (FSDP2), not replicate it (DDP)
     tensorboard: bool = False  # log for TensorBoard too
     device: str = "auto"  # auto, cpu, cuda or mps
@@ -94,7 +96,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     at_once = options.batch_size * options.block_size * ranks.world_size
     n_micro = options.total_batch_tokens // at_once  # new: a part of the batch for each rank
-    first = run.restore(model, optimizer, scaler, batches)  # new: as if it had never stopped
+    first = run.restore(model, optimizer, scaler, batches)  # new: from a checkpoint, or 0
     last = options.stop_at or options.steps
     for step in range(first, last):
         if step % options.eval_every == 0:  # new: a long run is watched
@@ -122,7 +124,7 @@ def train(
         ms = (time.perf_counter() - start) * 1000
         tokens_per_s = options.total_batch_tokens / ms * 1000
         log.row(step=step, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=tokens_per_s)
-        # new: nothing is lost that a checkpoint holds
+        # new: a crash loses the steps since the last checkpoint, a signal none
         if stopping or step + 1 == last or (step + 1) % options.checkpoint_every == 0:
             log.sync()
             run.save(step + 1, model, optimizer, scaler, batches, options)
@@ -137,12 +139,14 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
     """Print and log the validation loss before a step, and HellaSwag's scores; print a sample."""
     scores, ranks = ("", ""), run.ranks
     with autocast(ranks.device, setting.dtype):
-        found = evaluate(model, val, options.block_size, options.batch_size, ranks)
+        found = evaluate_on_ranks(model, val, options.block_size, options.batch_size, ranks)
         print(f"step {step:>4}  validation loss {found.loss:.4f}, perplexity "
               f"{found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte")  # fmt: skip
         if run.questions:
-            asked = (options.batch_size, ranks)
-            scores = print_scores(run.questions, lambda *how: hellaswag(model, *how, *asked))
+            how = (options.batch_size, ranks)
+            wordings = (as_lm_eval, as_build_nanogpt)
+            asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in wordings]
+            scores = print_scores(*asked)
         prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
         ids = torch.tensor([prompt], device=ranks.device)
         sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]

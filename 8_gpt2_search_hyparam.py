@@ -1,12 +1,13 @@
 """Stage 8: which hyper-parameters matter, found in phases.
 
 New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
-when), importance.py, plots.py and report.py (what was found). The loop is still stage 6's: it
-trains one trial, a setting of hyper-parameters, for the steps that a phase adds.
+when) and trial.py (one setting of hyper-parameters); skim sampling.py, start.py, importance.py,
+plots.py and report.py. The loop is still stage 6's: it trains a trial for the steps that a phase
+adds.
 
-    python 8_gpt2_search_hyparam.py                          # under 5 minutes on two CPU cores
-    python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe --data my_own.txt
-    python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml --steps 2000
+    python 8_gpt2_search_hyparam.py       # under 5 minutes on two CPU cores
+    python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe
+    python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml
 
 As in liteGPT's study, many trials are trained for a few steps, the best of them are promoted to
 more steps, and the best of those again. You will see each trial with its validation loss, the best
@@ -32,12 +33,14 @@ from common.kit.device import pick_device, repeat_exactly, seed_everything
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches
-from common.run.signals import StopSignal
 from common.run.resume import fingerprint
+from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
 from common.search.phases import config_of, read_phases, read_space, total_steps
 from common.search.report import WARMUP_STEPS, describe, report
-from common.search.study import STORAGE_ERRORS, Search, Trial, TrialFailed, open_search
+from common.search.start import open_search
+from common.search.study import STORAGE_ERRORS, Search
+from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
 EVALS = 3  # a phase, at most

@@ -73,8 +73,8 @@ def eval_batches(ids, block_size: int, batch_size: int, stride: int | None = Non
 
 
 def loss_of_batch(model, x: torch.Tensor, y: torch.Tensor) -> float:
-    """The sum of the losses of the targets y (B, T), in nats. A row at a time goes to fp32: the
-    logits of a batch are large."""
+    """The sum of the losses of the targets y (B, T), in nats. Logits are converted to fp32 row by
+    row, to save memory."""
     device = next(model.parameters()).device
     logits, y = model(x.to(device))[0], y.to(device)
     rows = zip(logits, y, strict=True)

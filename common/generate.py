@@ -1,7 +1,7 @@
 """Sampling: one token at a time, each drawn from the model's prediction.
 
-Each new token reads the whole text again. Keeping the keys and values of what was read (a KV cache)
-would save that work; here the simple way is shown.
+For each new token the model reads the whole text again. Keeping the keys and values of what was
+read (a KV cache) would save that work; here the simple way is shown.
 """
 
 import torch

@@ -70,8 +70,8 @@ def as_build_nanogpt(question: dict) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class HellaSwag:
-    """Shares of the questions whose right ending has the highest log-probability: the sum, divided
-    by its characters, divided by its tokens."""
+    """Accuracy when endings are ranked by their total log-probability, by their log-probability
+    per character, and per token."""
 
     questions: int
     accuracy: float
@@ -140,12 +140,10 @@ def score(counts: list[list[int]], n_questions: int) -> HellaSwag:
                                     for k in range(3)))  # fmt: skip
 
 
-def print_scores(questions: list[dict], ask: Callable) -> tuple[float, float]:
-    """Print how often a model is right in both wordings, where ask(questions, wording) returns a
-    HellaSwag. Returns the two numbers that people quote: by character in lm-eval's wording, by
-    token in build-nanogpt's."""
-    print(f"HellaSwag, {len(questions):,} questions")
-    a, b = (ask(questions, wording) for wording in (as_lm_eval, as_build_nanogpt))
+def print_scores(lm_eval: HellaSwag, build_nanogpt: HellaSwag) -> tuple[float, float]:
+    """Print the accuracies in both wordings. Returns the two that people quote."""
+    a, b = lm_eval, build_nanogpt
+    print(f"HellaSwag, {a.questions:,} questions")
     print(f"  as lm-eval asks:       accuracy {a.accuracy:.4f}, by character {a.per_character:.4f}")
     print(f"  as build-nanogpt asks: accuracy {b.accuracy:.4f}, by token     {b.per_token:.4f}")
     return a.per_character, b.per_token

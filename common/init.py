@@ -1,4 +1,4 @@
-"""GPT-2's first weights: one matrix for reading and predicting tokens, and the right spreads.
+"""GPT-2's initial weights: one matrix for reading and predicting tokens, and how large they are.
 
 | tensor                     | drawn from                | source                                |
 |----------------------------|---------------------------|---------------------------------------|

@@ -12,7 +12,7 @@ from common.kit.measure import matmul_peak, spread
 from common.model import GPTConfig
 
 WARMUP_STEPS = 2  # not timed: the first step may compile
-MAX_LOSS_DIFFERENCE = 0.02  # nats, of the first step; bf16 has 8 bits of mantissa
+MAX_LOSS_DIFFERENCE = 0.02  # nats, of the first step; bf16 stores 7 bits of mantissa
 MAX_DRIFT = 0.15  # of the time that the same work takes, first and last
 
 
@@ -51,8 +51,7 @@ class Rung:
 class Ladder:
     """The rungs measured so far, printed as they come, with throughput and ratios of median times.
 
-    A token counts the FLOPs of config in every row: work that a rung adds, such as padding, counts
-    as time and not as work.
+    MFU counts the FLOPs of config in every row: padding costs time, but earns no FLOPs.
     """
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
@@ -115,7 +114,7 @@ class Ladder:
 
 
 def plot_ladder(path: Path, rungs: list[Rung], title: str) -> None:
-    """A bar a rung, as long as its step takes."""
+    """One bar per rung, as long as its step takes."""
     from matplotlib.figure import Figure  # half a second to import
 
     rungs = [rung for rung in rungs if rung.ms]
@@ -127,5 +126,5 @@ def plot_ladder(path: Path, rungs: list[Rung], title: str) -> None:
     axes.bar_label(bars, [f" {rung.times_first:.2f}×, MFU {rung.mfu:.0%}" for rung in rungs])
     axes.invert_yaxis()
     axes.margins(x=0.3)
-    axes.set(xlabel="ms a step (median)", title=title)
+    axes.set(xlabel="ms per step (median)", title=title)
     save_figure(figure, path)

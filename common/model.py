@@ -20,7 +20,7 @@ def causal_attention(q, k, v, dropout_p=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, nh, T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
     weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
-    return F.dropout(weights, dropout_p) @ v  # (B, nh, T, hs)
+    return F.dropout(weights, dropout_p) @ v  # (B, nh, T, hs); dropout_p is 0 unless training
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class GPTConfig:
     block_size: int = 1024  # the longest sequence
     vocab_size: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
     dropout: float = 0.0
-    attention: Callable = causal_attention
+    attention: Callable = causal_attention  # stage 5 puts a faster one here
 
     def __post_init__(self):
         for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
@@ -42,7 +42,7 @@ class GPTConfig:
             raise UserError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
 
     def flops_per_token(self, T: int) -> int:
-        """Forward and backward: 6 for each weight of a matrix, and 12·C·T a layer for attention
+        """Forward and backward: 6 for each weight of a matrix, and 12·C·T per layer for attention
         (PaLM, Chowdhery et al., 2022, appendix B). A multiply-add counts as 2."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T
@@ -113,6 +113,7 @@ class GPT(nn.Module):
         if idx.is_cpu and not torch.compiler.is_compiling():  # a GPU would have to be waited for
             if idx.min() < 0 or idx.max() >= vocab:
                 raise UserError(f"ids {idx.min()} to {idx.max()} exceed a vocabulary of {vocab}")
+        # Positions are 0 to T - 1 in every row: the first T rows of the table.
         x = self.transformer.wte(idx) + self.transformer.wpe.weight[:T]  # (B, T, C)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.transformer.h:

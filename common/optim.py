@@ -1,8 +1,9 @@
-"""GPT-3's training step: which weights decay, how AdamW runs, how the learning rate changes.
+"""A training step's hyper-parameters: which weights decay, AdamW, the learning rate.
 
-GPT-3 paper (Brown et al., 2020), section 2.3 and appendix B: AdamW with betas (0.9, 0.95), eps 1e-8
+GPT-3 paper (Brown et al., 2020), section 2.3 and appendix B: Adam with betas (0.9, 0.95), eps 1e-8
 and weight decay 0.1, gradients clipped to a global norm of 1.0, a linear warm-up over 375 million
 tokens, a cosine down to 10 % of the learning rate over 260 billion tokens, constant after that.
+That only matrices decay is common practice since (nanoGPT does the same).
 """
 
 import math
@@ -26,8 +27,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def adamw(
     groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.95), form: str = "fused"
 ) -> torch.optim.AdamW:
-    """AdamW with GPT-3's constants. The three forms compute the same: "for-loop" one tensor at a
-    time, "foreach" one operation at a time on all tensors, "fused" all in one pass over memory."""
+    """AdamW with GPT-3's constants. The three forms agree up to rounding: "for-loop" updates one
+    tensor at a time, "foreach" runs one operation at a time on all, "fused" makes one pass."""
     forms = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     groups = [dict(group) for group in groups]  # torch writes the form into the dicts it gets
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, **forms[form])
@@ -51,10 +52,14 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
     return lr
 
 
-def check_batch(total_batch_tokens: int, *factors: int) -> None:
-    """Raises UserError if a batch is no whole number of micro-batches of B × T (× …) tokens."""
-    at_once = math.prod(factors)
-    if total_batch_tokens % at_once:
-        product, fits = " × ".join(map(str, factors)), max(1, total_batch_tokens // at_once)
-        raise UserError(f"--total-batch-tokens {total_batch_tokens:,} is no multiple of {product} "
-                        f"tokens: give {fits * at_once:,}, or another --batch-size")  # fmt: skip
+def check_plan(options, *factors: int) -> None:
+    """Raises UserError if the warm-up is longer than the run, or if a batch is not a multiple of
+    the B × T (× …) tokens that are computed at once."""
+    if options.warmup_steps > options.steps:
+        found = f"{options.warmup_steps} of {options.steps} --steps"
+        raise UserError(f"--warmup-steps is {found}: give fewer")
+    tokens, at_once = options.total_batch_tokens, math.prod(factors)
+    if tokens % at_once:
+        product, fits = " × ".join(map(str, factors)), max(1, tokens // at_once) * at_once
+        raise UserError(f"--total-batch-tokens {tokens} is not a multiple of {product} tokens: "
+                        f"give {fits}, or another --batch-size")  # fmt: skip

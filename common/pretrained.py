@@ -158,7 +158,7 @@ def export(model: GPT, folder: Path) -> None:
         replace_folder(partial, folder / "hf")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}/hf can't be written: {error}; make room") from None
-    print(f"saved: {folder}/hf, for python 1_gpt2_hf_eval.py --model {folder}/hf")
+    print(f"saved: {folder}/hf\n  to try it: python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 
 def check_new_folder(folder: str | os.PathLike) -> Path:

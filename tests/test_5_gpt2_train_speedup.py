@@ -310,7 +310,7 @@ def trained(script, setting, steps=3, lr=3e-4):
 def test_every_rung_is_the_same_model():
     """The losses of the first steps, rung by rung, within bf16's rounding."""
     script, setting, losses = load_script(5), Setting(), []
-    rungs = script.rungs(CPU)
+    rungs = script.speedups(CPU)
     for _, change, _ in rungs:
         setting = replace(setting, **change)
         _, log = trained(script, replace(setting, compile=False))

@@ -214,7 +214,7 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row["loss"]]
-    printed = re.findall(r"^step +(\d+)  loss ([\d.]+)", done.stdout, re.M)
+    printed = re.findall(r"^step +(\d+)  loss +([\d.]+)", done.stdout, re.M)
     assert [(int(s), float(x)) for s, x in printed] == [
         (int(row["step"]), round(float(row["loss"]), 4)) for row in steps
     ]
@@ -247,9 +247,10 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
 
 def test_bad_input(refused, text_file):
     data = (*SMALL, "--data", str(text_file))
-    refused("no multiple of 2 × 16 tokens: give 96", 6, *data, "--total-batch-tokens", "100")
+    refused("not a multiple of 2 × 16 tokens: give 96", 6, *data, "--total-batch-tokens", "100")
     refused("give 32", 6, *data, "--total-batch-tokens", "3")
     refused("--total-batch-tokens is 0", 6, *data, "--total-batch-tokens", "0")
+    refused("--warmup-steps is 9 of 3 --steps", 6, *data, "--steps", "3", "--warmup-steps", "9")
     refused("--clip is -1", 6, *data, "--clip", "-1")
     refused("--warmup-steps is -1", 6, *data, "--warmup-steps", "-1")
     for decay in ("-1.0", "nan", "inf"):

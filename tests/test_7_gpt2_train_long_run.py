@@ -324,7 +324,7 @@ def test_a_run_as_a_user_makes_it(call, users_run, text_file):
     assert checkpoints(folder) == ["step_00000012", "step_00000014"]
     assert list(losses(folder)) == list(range(14))
     assert list(val_losses(folder)) == [0, 9, 14]
-    printed = re.findall(r"^step +(\d+)  loss ([\d.]+)", stdout, re.M)
+    printed = re.findall(r"^step +(\d+)  loss +([\d.]+)", stdout, re.M)
     assert [(int(step), float(loss)) for step, loss in printed] == [
         (step, round(float(loss), 4)) for step, loss in losses(folder).items()
     ]

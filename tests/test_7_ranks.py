@@ -142,7 +142,7 @@ def test_a_signal_to_one_rank_stops_both(two_ranks, options, tmp_path):
     "words, mistake",
     {
         "nowhere holds no run": ("--resume", "--out", "nowhere"),
-        "--total-batch-tokens 48 is no multiple of": ("--total-batch-tokens", "48"),
+        "--total-batch-tokens 48 is not a multiple of": ("--total-batch-tokens", "48"),
         "gone.txt does not exist": ("--data", "gone.txt"),
     }.items(),
 )

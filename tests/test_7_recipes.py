@@ -58,7 +58,7 @@ def test_the_laptops_recipe_is_the_default_on_every_device(device):
 
 
 @pytest.mark.parametrize("recipe, warmup_steps", [
-    ("gpt3-125m", 715), ("gpt3-13b", 179), ("laptop", 60),
+    ("gpt3-125m", 715), ("gpt3-13b", 179), ("laptop", 30),
 ])  # fmt: skip
 def test_the_warm_up_is_375_million_tokens_or_a_tenth_of_the_steps(recipe, warmup_steps):
     assert resolved(recipe=recipe).warmup_steps == warmup_steps

@@ -5,7 +5,9 @@ from optuna.trial import TrialState
 
 from common.kit.cli import UserError
 from common.search.phases import Phase, read_phases, total_steps
-from common.search.study import Search, Trial
+from common.search.sampling import _new_sampler
+from common.search.study import Search
+from common.search.trial import Trial
 
 SPACE = {"lr": (1e-3, 1e-2, 1e-1), "n_layer": (1, 2, 4)}
 
@@ -70,7 +72,7 @@ def test_any_seed_and_the_sampler_that_was_asked_for(tmp_path):
         (tmp_path / sampler).mkdir()
         search = Search(tmp_path / sampler, read_phases("9x5"), SPACE, sampler, 2**63 - 1)
         assert search.take().number == 0
-        assert type(search._new_sampler()).__name__ == kind
+        assert type(_new_sampler(search)).__name__ == kind
 
 
 def test_a_trial_is_one_processs_and_free_when_that_dies(tmp_path):
@@ -127,7 +129,7 @@ def test_a_kill_within_a_sample_gives_no_number_twice(tmp_path, monkeypatch):
     """The sampler finds nothing new; a trial of the rest is queued, and then a kill."""
     search = search_with(tmp_path, "5x5", sampler="random")
     first = search.take()
-    monkeypatch.setattr("common.search.study.MAX_REPEATS", 0)
+    monkeypatch.setattr("common.search.sampling.MAX_REPEATS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(search.studies[0], "ask", lambda _: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):

@@ -144,9 +144,9 @@ def test_ranks_share_the_questions_and_the_text(world_size):
         return result
 
     alone = hellaswag.hellaswag(model, questions, as_lm_eval, 2)
-    asked = lambda ranks: evals.hellaswag(model, questions, as_lm_eval, 2, ranks)  # noqa: E731
+    asked = lambda ranks: evals.hellaswag_on_ranks(model, questions, as_lm_eval, 2, ranks)  # noqa: E731
     assert all_together(asked) == alone
-    read = lambda ranks: evals.evaluate(model, ids, 16, 2, ranks)  # noqa: E731
+    read = lambda ranks: evals.evaluate_on_ranks(model, ids, 16, 2, ranks)  # noqa: E731
     assert all_together(read) == evaluate(model, ids, 16, 2)
 
 

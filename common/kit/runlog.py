@@ -1,4 +1,4 @@
-"""The record of a run: a printed line a step, metrics.csv, and a plot of it, metrics.png."""
+"""The record of a run: one printed line per step, metrics.csv, and a plot of it, metrics.png."""
 
 import csv
 import math
@@ -12,7 +12,7 @@ from common.kit.disk import save_figure
 # How a value looks in the printed line. Columns not listed here are only written to the file.
 PRINTED = {
     "step": "step {:>4}",
-    "loss": "loss {:.4f}",
+    "loss": "loss {:7.4f}",
     "lr": "lr {:.1e}",
     "norm": "norm {:.2f}",
     "ms": "{:>4.0f} ms",
@@ -59,8 +59,9 @@ class RunLog:
         self.write(values)
         print("  ".join(PRINTED[k].format(v) for k, v in values.items() if k in PRINTED))
         self.first = step if self.first is None or step < self.first else self.first
-        if step - self.first in (4, 49):  # by then the first steps' warm-up is over
-            print(f"about {duration((self.steps - 1 - step) * values['ms'] / 1000)} to go")
+        left = self.steps - 1 - step
+        if step - self.first in (4, 49) and left > 0:  # by then the first steps' warm-up is over
+            print(f"about {duration(left * values['ms'] / 1000)} to go")
 
     def val(self, step: int, val_loss: float, **values) -> None:
         """Write the validation loss before training step `step`."""
@@ -106,7 +107,7 @@ def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
             label = f"{name}, validation" if len(names) > 1 else "validation"
             axes.plot(x, y, "o--", color=line.get_color(), markersize=4 + width, linewidth=0.8,
                       label=label)  # fmt: skip
-    axes.set(ylabel="loss (nats a token, log scale)", yscale="log")
+    axes.set(ylabel="loss (nats per token, log scale)", yscale="log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis(FuncFormatter(lambda loss, _: f"{loss:g}"))  # 6, not 6 × 10⁰
     axes.legend()

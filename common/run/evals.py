@@ -24,14 +24,16 @@ def in_turns(model, batches: list, work: Callable, ranks: Ranks) -> list:
     return results
 
 
-def evaluate(model, ids, block_size: int, batch_size: int, ranks: Ranks) -> Evaluation:
+def evaluate_on_ranks(model, ids, block_size: int, batch_size: int, ranks: Ranks) -> Evaluation:
     """As common.evals.evaluate, on all ranks together."""
     batches = eval_batches(ids, block_size, batch_size)
     losses = in_turns(model, batches, lambda batch: loss_of_batch(model, *batch), ranks)
     return evaluation(sum(ranks.gather(losses), []), ids)
 
 
-def hellaswag(model, questions, wording: Callable, batch_size: int, ranks: Ranks) -> HellaSwag:
+def hellaswag_on_ranks(
+    model, questions, wording: Callable, batch_size: int, ranks: Ranks
+) -> HellaSwag:
     """As common.hellaswag.hellaswag, on all ranks together."""
     batches = question_batches(questions, wording, model.config.block_size, batch_size)
     counts = in_turns(model, batches, lambda batch: count_right(model, batch), ranks)

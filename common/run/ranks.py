@@ -3,7 +3,7 @@
 With DistributedDataParallel every rank holds the full model, and gradients are averaged over the
 ranks. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
 gradient and moment, and gathers a block's weights when it needs them. With one process all of this
-is the identity.
+does nothing.
 """
 
 import contextlib

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from common.kit.cli import UserError, check, parse
-from common.optim import check_batch
+from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
 from common.speed import best_setting
@@ -23,7 +23,9 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 # Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
 # table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
 RECIPES = {
-    "laptop": recipe("gpt-mini", 128, 16, 2**11, 2e-3, steps=600, eval_tokens=2**14),
+    "laptop": recipe(
+        "gpt-mini", 128, 16, 2**11, 2e-3, steps=300, eval_tokens=2**14, checkpoint_every=100
+    ),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
     "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
@@ -102,7 +104,7 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)
     check(options)
     B, T = options.batch_size, options.block_size
-    check_batch(options.total_batch_tokens, B, T, ranks.world_size)
+    check_plan(options, B, T, ranks.world_size)
     config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
     setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
     return replace(options, **setting.names())

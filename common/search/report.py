@@ -40,8 +40,8 @@ def report(search: Search, options, n_val: int) -> None:
     if failed:
         print(f"failed: {len(failed)} of {len(latest)}, the first so: {why}")
     n = min(options.eval_tokens, n_val)
-    print(f"loss: over the first {n:,} of {n_val:,} validation tokens, in windows of block_size;")
-    print("stage 6 takes all, in its own windows: its losses are not comparable")
+    print(f"loss: over the first {n:,} of {n_val:,} validation tokens, in windows of")
+    print("block_size; stage 6's are over all of them: not comparable")
     folder = search.folder
     plots.plot_lr(folder / "lr.png", list(latest.values()), search.space)
     plots.plot_curves(folder / "curves.png", list(latest.values()), search.space)

@@ -7,76 +7,23 @@ whose process has died is free again.
 """
 
 import contextlib
-import itertools
-import json
-import math
-import random
 import shutil
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import optuna
-import torch
-from filelock import FileLock
 from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from common.kit.cli import UserError
-from common.kit.disk import check_room, lock, run_folder, write_json
-from common.run import checkpoint
-from common.run.ranks import Ranks
-from common.run.resume import BYTES_IN_CHECKPOINT, restore_state
-from common.search.phases import Phase, largest, steps_of
+from common.kit.disk import lock
+from common.search.phases import Phase, steps_of
+from common.search.sampling import sample
+from common.search.trial import Trial
 
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # study.db is damaged, or the disk full
 MAX_DEATHS = 3  # of processes in a row that trained a trial, before it counts as failed
-MAX_REPEATS = 20  # of trials that were tried before, by a sampler; then one of the rest is taken
-
-
-class TrialFailed(Exception):
-    """A trial can't be trained further. Its text is the reason."""
-
-
-@dataclass
-class Trial:
-    """A trial that this process has taken, to train it up to the end of a phase."""
-
-    phase: int  # counted from 0
-    number: int  # counted from 0, the same in all phases
-    values: dict  # its hyper-parameters, by name
-    first: int  # the step at which the phase begins,
-    last: int  # and ends
-    folder: Path
-    lock: FileLock | None
-    asked: optuna.Trial | None  # Optuna's own, which notes what becomes of it
-    step: int = 0  # steps trained, in all phases,
-    seconds: float = 0.0  # and how long they took
-    curve: list[tuple] = field(default_factory=list)  # of (step, seconds, validation loss)
-
-    def save(self, model, optimizer, scaler, batches, device: torch.device) -> None:
-        """Write a checkpoint, in place of the one before."""
-        state = {"step": self.step, "seconds": self.seconds, "curve": self.curve,
-                 "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
-        texts = {"state": state, "config": self.values}
-        checkpoint.save(self.folder, texts, model, optimizer, 1, Ranks(device))
-
-    def restore(self, model, optimizer, scaler, batches, device: torch.device) -> None:
-        """Resume from its checkpoint, if there is one. One that is damaged, or that another search
-        left, is removed: the trial starts again."""
-        folder = self.folder / "checkpoints"
-        with contextlib.suppress(UserError):  # newest has printed what is damaged
-            path = checkpoint.newest(folder)
-            saved = path and checkpoint.read(path)
-            if saved and saved["config"] == self.values and saved["state"]["step"] <= self.last:
-                state = saved["state"]
-                restore_state(path, state, model, optimizer, scaler, batches, Ranks(device))
-                self.step, self.seconds = state["step"], state["seconds"]
-                self.curve = state["curve"]
-                return
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Search:
@@ -159,7 +106,7 @@ class Search:
             if any(trial.state == TrialState.WAITING for trial in trials):  # a kill left it so
                 return self._take(k, self.studies[k].ask(self.distributions))
             if len(trials) < self.size(k):
-                return self._take(k, self._promote(k) if k else self._sample())
+                return self._take(k, self._promote(k) if k else sample(self))
         return None
 
     def _take(self, k: int, asked: optuna.Trial) -> Trial | None:
@@ -213,7 +160,7 @@ class Search:
             self.studies[trial.phase].tell(trial.asked, trial.curve[-1][2])
         trial.lock.release()
 
-    def _ask(self, k: int, values: dict, number: int) -> optuna.Trial:
+    def ask(self, k: int, values: dict, number: int) -> optuna.Trial:
         """A trial of phase k with these values."""
         self.studies[k].enqueue_trial(values, {"number": number})
         return self.studies[k].ask(self.distributions)
@@ -223,7 +170,7 @@ class Search:
         self._remove_losers(k - 1)  # a kill may have left some
         there = {trial.user_attrs["number"] for trial in self.trials(k)}
         trial = next(t for t in self.complete(k - 1) if t.user_attrs["number"] not in there)
-        return self._ask(k, trial.params, trial.user_attrs["number"])
+        return self.ask(k, trial.params, trial.user_attrs["number"])
 
     def _remove_losers(self, k: int) -> None:
         """Remove the checkpoints of trials that are not among phase k's best, and never will be."""
@@ -231,72 +178,3 @@ class Search:
         done = {t.user_attrs["number"] for t in self.trials(k) if t.state.is_finished()}
         for number in done - {trial.user_attrs["number"] for trial in best}:
             shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
-
-    def _sample(self) -> optuna.Trial:
-        """A trial that was not tried before, by the sampler if it finds one. It counts once it has
-        its number. A sample that repeats another fails, and no sampler learns from it."""
-        study, seen = self.studies[0], [trial.params for trial in self.trials(0)]
-        usual = study.sampler
-        for _ in range(MAX_REPEATS):
-            study.sampler = self._new_sampler()
-            asked = study.ask(self.distributions)
-            study.sampler = usual  # told of a trial, the grid's would want to stop a loop
-            if asked.params not in seen:
-                asked.set_user_attr("number", len(seen))
-                return asked
-            study.tell(asked, state=TrialState.FAIL)
-        products = itertools.product(*self.space.values())
-        whole = (dict(zip(self.space, values, strict=True)) for values in products)
-        unseen = [values for values in whole if values not in seen]
-        chosen = random.Random(self.seed + len(seen)).choice(unseen)
-        return self._ask(0, chosen, len(seen))
-
-    def _new_sampler(self):
-        """The grid's knows what was sampled; the others get a seed for each sample, of any
-        process."""
-        if self.sampler == "grid":
-            return optuna.samplers.GridSampler(self.space, self.seed % 2**32)
-        seed = (self.seed + len(self.studies[0].get_trials(deepcopy=False))) % 2**32
-        if self.sampler == "random":
-            return optuna.samplers.RandomSampler(seed)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-
-
-def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> Search:
-    """The search in --out, new or begun with the same options. Raises UserError for another."""
-    size = math.prod(map(len, space.values()))
-    if size < phases[0].trials:
-        raise UserError(f"--phases wants {phases[0].trials} trials, and the space has {size}: "
-                        "widen it, or ask for fewer")  # fmt: skip
-    names = ("phases", "sampler", "eval_tokens", "seed")
-    given = space | {name: getattr(options, name) for name in names} | {"text": text}
-    given = json.loads(json.dumps(given))  # tuples become lists, as in the file
-    folder = run_folder(options.out)
-    file = folder / "search.json"
-    if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"{options.out} holds something else: give another --out")
-    held = lock(folder / ".lock", wait=True)
-    if file.exists():
-        _check_same(file, given)
-    else:
-        promoted = phases[min(1, len(phases) - 1)].trials
-        need = BYTES_IN_CHECKPOINT * largest(space) * (promoted + 1)
-        check_room(folder, need, "the checkpoints")
-        write_json(file, given)
-    held.release()
-    return Search(folder, phases, space, options.sampler, options.seed)
-
-
-def _check_same(file: Path, given: dict) -> None:
-    """Raises UserError if the search that the file describes is another."""
-    try:
-        there = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
-        there = None
-    if not isinstance(there, dict):
-        raise UserError(f"{file} is damaged: give another --out")
-    for name in sorted(given.keys() | there.keys()):
-        if given.get(name) != there.get(name):
-            old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
-            raise UserError(f"the search in {file.parent} has {name} {old}, not {new}: give that, "
-                            "or another --out")  # fmt: skip

@@ -1,0 +1,58 @@
+"""A trial: one setting of hyper-parameters, trained up to the end of a phase, with a checkpoint."""
+
+import contextlib
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import optuna
+import torch
+from filelock import FileLock
+
+from common.kit.cli import UserError
+from common.run import checkpoint
+from common.run.ranks import Ranks
+from common.run.resume import restore_state
+
+
+class TrialFailed(Exception):
+    """A trial can't be trained further. Its text is the reason."""
+
+
+@dataclass
+class Trial:
+    """A trial that this process has taken, to train it up to the end of a phase."""
+
+    phase: int  # counted from 0
+    number: int  # counted from 0, the same in all phases
+    values: dict  # its hyper-parameters, by name
+    first: int  # the step at which the phase begins,
+    last: int  # and ends
+    folder: Path
+    lock: FileLock | None
+    asked: optuna.Trial | None  # Optuna's own, which notes what becomes of it
+    step: int = 0  # steps trained, in all phases,
+    seconds: float = 0.0  # and how long they took
+    curve: list[tuple] = field(default_factory=list)  # of (step, seconds, validation loss)
+
+    def save(self, model, optimizer, scaler, batches, device: torch.device) -> None:
+        """Write a checkpoint, in place of the one before."""
+        state = {"step": self.step, "seconds": self.seconds, "curve": self.curve,
+                 "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
+        texts = {"state": state, "config": self.values}
+        checkpoint.save(self.folder, texts, model, optimizer, 1, Ranks(device))
+
+    def restore(self, model, optimizer, scaler, batches, device: torch.device) -> None:
+        """Resume from its checkpoint, if there is one. One that is damaged, or that another search
+        left, is removed: the trial starts again."""
+        folder = self.folder / "checkpoints"
+        with contextlib.suppress(UserError):  # newest has printed what is damaged
+            path = checkpoint.newest(folder)
+            saved = path and checkpoint.read(path)
+            if saved and saved["config"] == self.values and saved["state"]["step"] <= self.last:
+                state = saved["state"]
+                restore_state(path, state, model, optimizer, scaler, batches, Ranks(device))
+                self.step, self.seconds = state["step"], state["seconds"]
+                self.curve = state["curve"]
+                return
+        shutil.rmtree(folder, ignore_errors=True)
