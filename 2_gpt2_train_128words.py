@@ -4,10 +4,10 @@ New here: nothing in common/. The loop is `train` below, and it is all there is 
 predict, measure the loss, differentiate, update. A model of 163 million parameters must be able to
 memorize 128 tokens. If it can't, something is wrong, and a larger run will not tell you what.
 
-    python 2_gpt2_train_128words.py        # under a minute on two CPU cores
+    python 2_gpt2_train_128words.py        # a minute on two CPU cores
 
-You will see the loss fall from about 11 to below 0.01 in 40 steps. Then the model writes the
-paragraph back, from the first token of each row: 100 % of the tokens are recalled.
+You will see the loss fall from about 11 to below 0.01 in 40 steps. Then the model writes the 128
+tokens back, each row from its first token: 100 % of them are recalled.
 """
 
 import time

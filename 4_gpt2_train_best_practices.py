@@ -3,7 +3,7 @@
 New here: common/init.py, two functions that are called on a model. The loop, the data and the seed
 are stage 3's. The same batches train three models, so only their first weights differ.
 
-    python 4_gpt2_train_best_practices.py  # about 3 minutes on two CPU cores
+    python 4_gpt2_train_best_practices.py  # 3 minutes on two CPU cores
 
 You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
 standard deviation of the residual stream after the last block. PyTorch draws an embedding from

@@ -2,7 +2,7 @@
 
 New here: common/speed.py (what makes a step faster) and common/ladder.py (the table).
 
-    python 5_gpt2_train_speedup.py      # GPT-2 124M, 4 minutes on two CPU cores
+    python 5_gpt2_train_speedup.py      # GPT-2 124M, 3 minutes on two CPU cores
     python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22
 
 The second command is for a GPU. You will see one row per rung, each on top of the ones before: the
@@ -10,7 +10,7 @@ median time of a training step, its spread (half the range), the speed-up, peak 
 first loss is from rung 0's, and the validation loss after the last step. MFU is the share of the
 fastest matrix product that this machine does in that precision; papers divide by the data sheet's
 peak instead. A rung that this machine lacks, or that a trial shows to be slower, is skipped with
-the reason. Then come Hugging Face's model with the same speed-ups, and rung 0 again, whose change
+the reason. Then come Hugging Face's model, compiled alike, and rung 0 again, whose change
 (drift) shows how steady the machine was.
 """
 

@@ -5,14 +5,14 @@ when) and trial.py (one setting of hyper-parameters); skim sampling.py, start.py
 plots.py and report.py. The loop is still stage 6's: it trains a trial for the steps that a phase
 adds.
 
-    python 8_gpt2_search_hyparam.py       # under 5 minutes on two CPU cores
+    python 8_gpt2_search_hyparam.py       # 3 minutes on two CPU cores
     python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe
     python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml
 
 As in liteGPT's study, many trials are trained for a few steps, the best of them are promoted to
 more steps, and the best of those again. You will see each trial with its validation loss, the best
 so far and the time left; then a table of the best, and what each hyper-parameter did. The folder
---out holds pictures, lr.png first: a learning rate of 1e-5 or 1e-4 is too low, 1e-1 too high.
+--out holds pictures, lr.png first: learning rates of 1e-5 and 1e-4 are too low, 1e-1 is unsteady.
 Losses are over the first 2,048 validation tokens, not all 16,384 as in stage 6: do not compare the
 two. Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
 --device cuda:1).

@@ -32,7 +32,7 @@ def plot_lr(path: Path, trials: list[FrozenTrial], space: dict[str, tuple]) -> N
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     plot_losses(axes, trials, "lr", space["lr"], "step")
-    axes.set(ylabel="validation loss", title="a line a trial; × where one failed")
+    axes.set(ylabel="validation loss", title="one line per trial; × where one failed")
     axes.legend(title="learning rate")
     save_figure(figure, path)
 
