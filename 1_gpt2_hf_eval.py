@@ -22,13 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.evals import evaluate
 from common.generate import generate
-from common.hellaswag import (
-    as_build_nanogpt,
-    as_lm_eval,
-    hellaswag,
-    print_scores,
-    read_questions,
-)
+from common.hellaswag import WORDINGS, hellaswag, print_scores, read_questions
 from common.kit.cli import UserError, quoted, run
 from common.kit.corpus import read_corpus
 from common.kit.device import pick_device, seed_everything
@@ -66,10 +60,8 @@ class Options:
 def check_prompt(prompt: list[int], config: GPT2Config) -> None:
     """Raises UserError for a prompt that does not fit the model."""
     if len(prompt) > config.n_positions:
-        raise UserError(
-            f"the prompt is {len(prompt)} tokens long, the model's block size is "
-            f"{config.n_positions}: shorten the prompt"
-        )
+        found = f"{len(prompt)} tokens long, the model's block size is {config.n_positions}"
+        raise UserError(f"the prompt is {found}: shorten the prompt")
 
 
 def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
@@ -93,10 +85,8 @@ def compare(model, reference, ids: torch.Tensor) -> None:
     with torch.no_grad():
         ours, theirs = model(ids[None])[0], reference(ids[None]).logits
     difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-    print(
-        f"logits of {len(ids)} tokens: ours and Hugging Face's differ by {difference:.1e} at most,"
-    )
-    print(f"  {difference / largest:.1e} of the largest logit, {largest:.2f}")
+    print(f"logits of {len(ids)} tokens: ours and Hugging Face's differ by {difference:.1e},")
+    print(f"  at most, {difference / largest:.1e} of the largest logit, {largest:.2f}")
     if difference > 1e-5 * largest:
         raise AssertionError("the two models differ by more than fp32 rounding")
 
@@ -126,8 +116,7 @@ def main(options: Options) -> None:
     print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
     print(f"  {evaluate(model, text_ids, block_size, options.batch_size, options.stride)}")
     if questions:
-        wordings = (as_lm_eval, as_build_nanogpt)
-        print_scores(*(hellaswag(model, questions, w, options.batch_size) for w in wordings))
+        print_scores(*(hellaswag(model, questions, w, options.batch_size) for w in WORDINGS))
 
     print(f"{options.samples} samples, temperature {options.temperature:g}, top-k {options.top_k}:")
     ids = torch.tensor([prompt] * options.samples, device=device)

@@ -30,7 +30,6 @@ from common.kit.measure import PeakMemory
 from common.ladder import WARMUP_STEPS, Ladder, Rung
 from common.model import GPT, GPTConfig
 from common.presets import preset
-from common.pretrained import HuggingFace
 from common.speed import (
     Setting,
     autocast,
@@ -114,7 +113,10 @@ def measure(name, setting, config, tokens, options, device, hugging_face=False) 
     """Build a model, train it for some steps, and free it."""
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
-    model = HuggingFace(model) if hugging_face else model
+    if hugging_face:
+        from common.pretrained import HuggingFace  # transformers takes seconds to import
+
+        model = HuggingFace(model)
     batches = Batches(tokens.train, options.batch_size, options.block_size, options.seed)
     val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
     rung = Rung(name, str(setting.dtype or torch.float32).removeprefix("torch."))

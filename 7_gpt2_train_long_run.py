@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from common.generate import generate
-from common.hellaswag import as_build_nanogpt, as_lm_eval, print_scores, read_questions
+from common.hellaswag import WORDINGS, print_scores, read_questions
 from common.kit import cli
 from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly, seed_everything
@@ -144,8 +144,7 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
               f"{found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte")  # fmt: skip
         if run.questions:
             how = (options.batch_size, ranks)
-            wordings = (as_lm_eval, as_build_nanogpt)
-            asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in wordings]
+            asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in WORDINGS]
             scores = print_scores(*asked)
         prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
         ids = torch.tensor([prompt], device=ranks.device)

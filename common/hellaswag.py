@@ -68,6 +68,9 @@ def as_build_nanogpt(question: dict) -> tuple[str, list[str]]:
     return question["ctx"], question["endings"]
 
 
+WORDINGS = (as_lm_eval, as_build_nanogpt)
+
+
 @dataclass(frozen=True)
 class HellaSwag:
     """Accuracy when endings are ranked by their total log-probability, by their log-probability
