@@ -1,5 +1,5 @@
-"""Documents, one after the other, from a source of any size. Memory holds a few of them at a time,
-never a file."""
+"""Documents, one after the other, from a source of any size: a dataset on the Hub, a file, or a
+folder of files of one kind. Memory holds a few of them at a time, never a file."""
 
 import io
 import itertools
@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 
 from common.kit.cli import UserError
-from common.shards.sources import CODECS, HUB_ERRORS, Source
 
+HUB = {  # name → (dataset on the Hub, revision, its Parquet files)
+    "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "main", "sample/10BT/*.parquet"),
+    "openwebtext": ("Skylion007/openwebtext", "refs/convert/parquet", "plain_text/*train/*"),
+}
+# The Hub's own errors, those of the HTTP client it is built on, and the system's.
+HUB_ERRORS = (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError)
+KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+CODECS = {".gz": "gzip", ".zst": "zstd"}
 MAX_CHARACTERS = 2**23  # in a document: a longer one is a mistake, or an attack
 ROWS = 16  # documents in a batch
 PIECE = 2**17  # characters of a text file in a batch
@@ -27,70 +35,119 @@ LONG_GAP = 500_000  # characters of white space: GPT-2's pattern overflows its s
 UP_TO_A_CUT = re.compile(r".+(?=[ \t\r\n]\S)", re.DOTALL)
 
 
+def find_files(source: str, leave_out: Path) -> dict[str, int]:
+    """The files of a source, paths or hf://…, in the order in which they are read, with their sizes
+    in bytes: of one of HUB, a file, or a folder with the folders in it, except leave_out. Prints
+    how many it skips. Raises UserError unless all are of one kind that is known."""
+    if source in HUB:
+        return _files_on_the_hub(source)
+    path = Path(source).expanduser()
+    found = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    found = [file for file in found if leave_out.resolve() not in file.resolve().parents]
+    kinds = {file: _kind(file) for file in found if _kind(file)}
+    if len(set(kinds.values())) > 1:  # a README.md describes the data beside it
+        kinds = {file: kind for file, kind in kinds.items() if file.suffix.lower() != ".md"}
+    if len(set(kinds.values())) != 1:
+        several = " and ".join(sorted(set(kinds.values()))) or "no"
+        endings = f"{', '.join(KINDS)}, each also with {' or '.join(CODECS)}"
+        hint = f"give {', '.join(HUB)}, or files of one kind that end as {endings}"
+        raise UserError(f"{source} has {several} files: {hint}")
+    if skipped := [file.name for file in found if file not in kinds]:
+        print(f"skipped: {len(skipped)} files of another kind, the first {skipped[0]}")
+    return {str(file): file.stat().st_size for file in kinds}
+
+
+def _files_on_the_hub(source: str) -> dict[str, int]:
+    """At the newest commit, which their addresses name: a resumed run reads the same."""
+    dataset, revision, pattern = HUB[source]
+    try:
+        commit = HfApi().dataset_info(dataset, revision=revision).sha
+        found = HfFileSystem().glob(f"datasets/{dataset}@{commit}/{pattern}", detail=True)
+    except HUB_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:100]
+        raise UserError(f"{source} can't be read from the Hub ({reason}): try again") from None
+    if not found:
+        raise UserError(f"{source} is no longer at {dataset}/{pattern}: give files of your own")
+    return {f"hf://{file}": found[file]["size"] for file in sorted(found)}
+
+
+def _kind(path: Path) -> str | None:
+    name = path.with_suffix("") if path.suffix.lower() in CODECS else path
+    return KINDS.get(name.suffix.lower())
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a source has been read. Reading resumes there."""
+
+    file: int = 0
+    inside: int = 0  # pieces, lines or rows read of that file
+    documents: int = 0
+    empty: int = 0  # documents without text, skipped
+    bytes: int = 0  # about
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Some texts, and where to resume after them."""
+    """Some texts that follow one another."""
 
     texts: list[str]
+    first: int  # which document of the source the first is; of a single text, which piece
     begins: bool  # each text begins a document; if not, the one text continues the one before
-    empty: int  # documents without text, skipped
-    state: dict[str, int]  # for read(): the file, and the pieces, lines or rows read of it
-    done: float  # the share of the source read so far, about
+    end: Position  # after these texts
 
 
-def read(source: Source, state: dict | None = None, piece: int = PIECE) -> Iterator[Batch]:
-    """The documents of all files in order, from the start or from a Batch's state. A text file is
-    one document and comes in pieces of about `piece` characters.
+def read(files: dict[str, int], start: Position, field: str, piece: int = PIECE) -> Iterator[Batch]:
+    """The documents of files of one kind, in order, from a position on: of JSON lines or Parquet,
+    what is in `field`. A text file is one document, in pieces of about `piece` characters.
 
     Raises UserError, naming the file, for what can't be read: a damaged file, text that is not
     UTF-8, a field that does not exist, a document of more than MAX_CHARACTERS.
     """
-    first, inside = (state["file"], state["inside"]) if state else (0, 0)
-    reader = {"text": _pieces, "json": _json_lines, "parquet": _parquet_rows}[source.kind]
-    how, n = (piece, 1) if source.kind == "text" else (source.field, ROWS)
-    for index, path in enumerate(source.files[first:], first):
+    kind, documents, empty = _kind(Path(next(iter(files)))), start.documents, start.empty
+    is_text, one_text = kind == "text", kind == "text" and len(files) == 1
+    for index, path in list(enumerate(files))[start.file :]:
+        before = sum(list(files.values())[:index])  # bytes
+        inside = start.inside if index == start.file else 0
         opener = HfFileSystem().open if path.startswith("hf://") else open
-        before, codec = sum(source.sizes[:index]), CODECS.get(Path(path).suffix.lower())
         try:
             with opener(path, "rb") as file:
-                stream = pyarrow.CompressedInputStream(file, codec) if codec else file
-                if source.kind != "parquet":
+                stream = pyarrow.input_stream(file, CODECS.get(Path(path).suffix.lower()))
+                if kind != "parquet":
                     stream = io.TextIOWrapper(stream, "utf-8-sig", newline="")  # line ends stay
-                values = itertools.islice(reader(stream, how), inside, None)
-                while some := list(itertools.islice(values, n)):
-                    texts = [_checked(value, path) for value in some if value not in (None, "")]
-                    begins = source.kind != "text" or inside == 0
+                values = READERS[kind](stream, piece if is_text else field)
+                values = itertools.islice(values, inside, None)
+                while some := list(itertools.islice(values, 1 if is_text else ROWS)):
+                    texts = [_checked(value) for value in some if value not in (None, "")]
+                    begins = not is_text or inside == 0
+                    first = inside + 1 if one_text else documents + begins
                     inside += len(some)
-                    state, done = {"file": index, "inside": inside}, before + file.tell()
-                    yield Batch(texts, begins, len(some) - len(texts), state, done / source.bytes)
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UserError(f"{path} is not UTF-8 (byte {byte:#04x}): convert it") from None
+                    documents += len(texts) * begins
+                    empty += len(some) - len(texts)
+                    end = Position(index, inside, documents, empty, before + file.tell())
+                    yield Batch(texts, first, begins, end)
         except (*HUB_ERRORS, ValueError, RecursionError, pyarrow.ArrowException) as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{path} can't be read: {reason}; repair it or try again") from None
-        inside = 0
 
 
-def _checked(text, path: str) -> str:
+def _checked(text) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{type(text).__name__} where text should be: give another --field")
     if len(text) > MAX_CHARACTERS:
-        found, limit = f"{len(text):,} characters in a document", f"{MAX_CHARACTERS:,}"
-        raise UserError(f"{path} has {found}, the maximum is {limit}: break it up")
+        raise ValueError(f"a document has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     return text
 
 
 def _pieces(file, size: int) -> Iterator[str]:
     rest = ""
     while more := file.read(size):
-        looked_through = max(0, len(rest) - 2)
-        rest += more
-        cut = UP_TO_A_CUT.match(rest, looked_through)
-        if cut or len(rest) > MAX_CHARACTERS:
-            end = cut.end() if cut else len(rest)
-            yield rest[:end]
-            rest = rest[end:]
+        looked_through, rest = max(0, len(rest) - 2), rest + more
+        if cut := UP_TO_A_CUT.match(rest, looked_through):
+            yield rest[: cut.end()]
+            rest = rest[cut.end() :]
+        elif len(rest) > MAX_CHARACTERS:
+            break
     if rest:
         yield rest
 
@@ -98,17 +155,11 @@ def _pieces(file, size: int) -> Iterator[str]:
 def _json_lines(file, field: str) -> Iterator:
     for number, line in enumerate(file, 1):
         try:
-            row = json.loads(line) if line.strip() else {field: None}
-            yield row[field]
-        except ValueError as error:
-            raise ValueError(f"line {number} is not JSON ({error})") from None
-        except TypeError:
-            raise ValueError(f"line {number} is not an object: give JSON lines") from None
-        except KeyError:
-            found = ", ".join(row)
-            raise ValueError(
-                f"line {number} has no {field}: give --field as one of {found}"
-            ) from None
+            value = json.loads(line)[field] if line.strip() else None
+        except (ValueError, TypeError, LookupError):
+            what = f"line {number}, {line[:40]!r}, is no JSON object with the --field {field}"
+            raise ValueError(what) from None
+        yield value
 
 
 def _parquet_rows(stream, field: str) -> Iterator:
@@ -117,11 +168,13 @@ def _parquet_rows(stream, field: str) -> Iterator:
         shutil.copyfileobj(packed, stream)
     # Page by page: a row group, or a column of one, may be larger than memory.
     file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
-    if field not in file.schema_arrow.names:
-        found = ", ".join(file.schema_arrow.names)
-        raise ValueError(f"it has no {field}: give --field as one of {found}")
+    if field not in (names := file.schema_arrow.names):
+        raise ValueError(f"it has no {field}: give --field as one of {', '.join(names)}")
     for batch in file.iter_batches(ROWS, columns=[field]):
         yield from batch.column(0).to_pylist()
+
+
+READERS = {"text": _pieces, "json": _json_lines, "parquet": _parquet_rows}
 
 
 def without_long_gaps(text: str) -> list[str]:

@@ -3,42 +3,51 @@ as one that was not interrupted."""
 
 import json
 import os
+import re
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import write_array_header_1_0
 from tqdm import tqdm
 
 from common.kit.cli import UserError
 from common.kit.disk import lock, sha256, sync, write_json
 from common.run.tokenfiles import map_ids
-from common.shards.documents import Batch
-from common.shards.progress import DAMAGED, NAME, OURS, SPLITS, Progress
+from common.shards.documents import Batch, Position
 from common.tokenizer import VOCAB_SIZE
 
-NPY_HEADER = 128  # bytes: what NumPy writes for an array of one dimension
+NAME = re.compile(r"(train|val)_\d{6}\.npy")
+OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
+HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
 SECONDS_BETWEEN_SAVES = 10  # of the progress: the work that a kill loses
+DAMAGED = (OSError, LookupError, ValueError, TypeError, RecursionError)  # by reading it
 
 
 class Shards:
     """The shards of both splits while they are written into a folder.
 
-    A shard is called .NAME.partial until it is complete and on the disk. The progress is saved
-    every few seconds, after the shards; resuming cuts off what was written later.
+    progress.json holds the position in the source and the number of ids of each split, which say
+    which shard each split is in. It is saved every few seconds, after the shards; resuming cuts off
+    what was written later. A shard's header promises a whole shard: NumPy refuses a part of one.
     """
 
     def __init__(self, folder: Path, made_from: dict):
         """Resumes what was begun in the folder. Raises UserError if the folder holds other files,
         or shards made from something else, and if another process writes into it."""
-        self.folder, self.progress, self.files = folder, Progress(made_from), {}
-        self.meta, self.note, self.saved = folder / "meta.json", folder / "progress.json", 0.0
+        self.folder, self.made_from, self.limit = folder, made_from, made_from["shard_tokens"]
+        self.position, self.tokens = Position(), Counter(train=0, val=0)
+        self.files, self.saved = {}, 0.0  # of each split, the shard it is in; when saved
+        self.meta, self.note = folder / "meta.json", folder / "progress.json"
         self.complete = self.meta.exists()
         found = self.meta if self.complete else self.note
-        if not found.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        of_a_killed_start = {".lock", ".progress.json.partial"}
+        if not found.exists() and {path.name for path in folder.iterdir()} - of_a_killed_start:
             raise UserError(f"{folder} is not empty: give an empty or a new folder as --out")
         self.lock = None if self.complete else lock(folder / ".lock")
-        if not self.complete and self.lock is None:
+        if not (self.complete or self.lock):
             raise UserError(f"another process writes into {folder}: give another --out")
         try:
             if found.exists():
@@ -47,136 +56,112 @@ class Shards:
             raise UserError(f"{found} is damaged, or not ours: give another --out") from None
 
     def _resume(self, saved: dict) -> None:
-        """Open the shards that were begun, and cut off what was written after the progress."""
-        for name, value in self.progress.made_from.items():
-            found = saved["made_from"][name]
-            if found != value:
-                other = f"was begun with another {name}, {found!r:.60}"
-                raise UserError(f"{self.folder} {other}: give another --out")
+        for name, value in self.made_from.items():
+            if (found := saved["made_from"][name]) != value:
+                found = f"begun with another {name}, {found!r:.60}"
+                raise UserError(f"{self.folder} was {found}: give another --out")
         if self.complete:
             self.note.unlink(missing_ok=True)  # a kill may have left it
             return
-        now = self.progress = Progress(**saved)
-        now.check()
-        for split in SPLITS:
-            index, count = now.begun[split]
-            path, partial = self._paths(split)
-            if count:
-                if not partial.exists():  # it was completed after the progress was saved
-                    os.replace(path, partial)
-                file = self.files[split] = partial.open("r+b")
-                if file.seek(0, os.SEEK_END) < NPY_HEADER + 2 * count:
-                    raise ValueError
-                file.truncate(NPY_HEADER + 2 * count)
-                file.seek(NPY_HEADER + 2 * count)
+        self.position = Position(**saved["position"])
+        self.tokens = Counter({split: saved["tokens"][split] for split in self.tokens})
+        numbers = [*asdict(self.position).values(), *self.tokens.values()]
+        too_far = self.position.file >= len(self.made_from["files"])
+        if too_far or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise ValueError
+        for split, n in self.tokens.items():
+            if n % self.limit:
+                self._open(split)
+            if not all(self._path(split, k).exists() for k in range(n // self.limit)):
+                raise ValueError
 
-    @property
-    def tokens(self) -> int:
-        begun = sum(count for _, count in self.progress.begun.values())
-        return begun + sum(shard["tokens"] for shard in self.progress.shards)
+    def _path(self, split: str, k: int) -> Path:
+        """Of a split's k-th shard. Those to train on are numbered from 1."""
+        return self.folder / f"{split}_{k + (split == 'train'):06d}.npy"
 
-    def append(self, batch: Batch, train: np.ndarray, val: np.ndarray) -> None:
-        """Write a batch's ids, uint16 (N,), and save the progress if it is time."""
-        now, room = self.progress, 0
-        index, count = now.begun["val"]
-        if now.made_from["val_fraction"] is None and index == 0:  # the first shard is for that
-            room = now.made_from["shard_tokens"] - count
-        self._write("val", val)
-        self._write("val", train[:room])
-        self._write("train", train[room:])
-        now.texts += len(batch.texts)
-        now.documents += len(batch.texts) * batch.begins
-        now.empty += batch.empty
-        now.state = batch.state
+    def _open(self, split: str) -> None:
+        """Open the shard that a split is in, and cut off what the progress does not count."""
+        k, count = divmod(self.tokens[split], self.limit)
+        file = self.files[split] = self._path(split, k).open("r+b" if count else "w+b")
+        write_array_header_1_0(file, HEADER | {"shape": (self.limit,)})
+        end = file.tell() + 2 * count
+        if file.seek(0, os.SEEK_END) < end:
+            raise ValueError
+        file.truncate(end)
+        file.seek(end)
+
+    def append(self, batch: Batch, ids: dict[str, np.ndarray]) -> None:
+        """Write a batch's ids, uint16 (N,) of each split, and save the progress if it is time."""
+        # Without --val-fraction the first shard is for validation.
+        room = 0 if self.made_from["val_fraction"] else self.limit - self.tokens["val"]
+        self._write("val", ids["val"])
+        self._write("val", ids["train"][:room])
+        self._write("train", ids["train"][room:])
+        self.position = batch.end
         if time.monotonic() - self.saved > SECONDS_BETWEEN_SAVES:
             self.save()
+
+    def _write(self, split: str, ids: np.ndarray) -> None:
+        """Write ids (N,) uint16, into as many shards as it takes."""
+        while len(ids):
+            if split not in self.files:
+                self._open(split)
+            here = ids[: self.limit - self.tokens[split] % self.limit]
+            self.files[split].write(here.astype("<u2").tobytes())
+            self.tokens[split] += len(here)
+            ids = ids[len(here) :]
+            if self.tokens[split] % self.limit == 0:
+                file = self.files.pop(split)
+                file.close()
+                sync(file.name)
 
     def save(self) -> None:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        write_json(self.note, asdict(self.progress))
+        now = {"position": asdict(self.position), "tokens": self.tokens}
+        write_json(self.note, {"made_from": self.made_from, **now})
         self.saved = time.monotonic()
 
     def finish(self) -> None:
         """Complete the last shards and write meta.json. Raises UserError, and leaves nothing, if
         one of the two splits is empty."""
-        now = self.progress
-        if now.begun["val"] == [0, 0] or now.begun["train"] == [1, 0]:
+        documents, tokens = self.position.documents, self.tokens.total()
+        if 0 in self.tokens.values():
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name):
                     path.unlink()
-            what = f"{now.documents:,} documents, {self.tokens:,} tokens"
-            raise UserError(f"{what}, leave one of train and val empty: {self._hint()}")
+            what = f"{documents:,} documents, {tokens:,} tokens, leave one of train and val empty"
+            hint = f"a --shard-tokens below {tokens} or a --val-fraction nearer to 0.5"
+            raise UserError(f"{what}: give more text, {hint}")
+        for split, file in self.files.items():  # the last shard of a split is shorter
+            file.seek(0)
+            write_array_header_1_0(file, HEADER | {"shape": (self.tokens[split] % self.limit,)})
         self.save()
-        for split in SPLITS:
-            if split in self.files:
-                self._complete(split)
-        tokens = {"train": 0, "val": 0}
-        for shard in now.shards:
-            tokens[shard["name"].partition("_")[0]] += shard["tokens"]
+        paths = sorted(self.folder.glob("*.npy"))
         write_json(self.meta, {
-            "made_from": now.made_from, "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE,
-            "documents": now.documents, "empty": now.empty, "tokens": tokens, "shards": now.shards,
+            "made_from": self.made_from, "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE,
+            "documents": documents, "empty": self.position.empty, "tokens": self.tokens,
+            "shards": [described(path) for path in tqdm(paths, disable=None)],
         })  # fmt: skip
         self.note.unlink()
         (self.folder / ".lock").unlink()
 
-    def _hint(self) -> str:
-        now = self.progress
-        if now.made_from["val_fraction"] is None:
-            return f"give a --shard-tokens below {self.tokens}, or a --val-fraction"
-        parts = now.texts if now.documents == 1 else now.documents  # a single text has pieces
-        if parts < 2:
-            return "give more text"
-        smallest = -(-(10**6) // parts) / 10**6  # rounded up
-        return f"give a --val-fraction from {smallest:g} to {1 - smallest:g}"
 
-    def _paths(self, split: str) -> tuple[Path, Path]:
-        """Of the shard that is being written: its name when complete, and until then."""
-        name = f"{split}_{self.progress.begun[split][0]:06d}.npy"
-        return self.folder / name, self.folder / f".{name}.partial"
-
-    def _write(self, split: str, ids: np.ndarray) -> None:
-        """Write ids (N,) uint16, into as many shards as it takes."""
-        begun, limit = self.progress.begun, self.progress.made_from["shard_tokens"]
-        while len(ids):
-            if split not in self.files:
-                self.files[split] = self._paths(split)[1].open("w+b")
-                self.files[split].write(bytes(NPY_HEADER))
-            here = ids[: limit - begun[split][1]]
-            self.files[split].write(here.astype("<u2").tobytes())
-            begun[split][1] += len(here)
-            ids = ids[len(here) :]
-            if begun[split][1] == limit:
-                self._complete(split)
-
-    def _complete(self, split: str) -> None:
-        """Write the header of a shard, full or the last, and rename it."""
-        (index, count), (path, partial) = self.progress.begun[split], self._paths(split)
-        with self.files.pop(split) as file:
-            file.seek(0)
-            header = {"descr": "<u2", "fortran_order": False, "shape": (count,)}
-            np.lib.format.write_array_header_1_0(file, header)
-            assert file.tell() == NPY_HEADER
-        sync(partial)
-        shard = {"name": path.name, "tokens": count, "sha256": sha256(partial)}
-        self.progress.shards.append(shard)
-        os.replace(partial, path)
-        self.progress.begun[split] = [index + 1, 0]
+def described(path: Path) -> dict:
+    """What meta.json says about a shard. Raises UserError if it is damaged."""
+    return {"name": path.name, "tokens": len(map_ids(path)), "sha256": sha256(path)}
 
 
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        shards = [
-            (folder / NAME.fullmatch(shard["name"])[0], shard["tokens"], shard["sha256"])
-            for shard in meta["shards"]
-        ]
+        shards = json.loads((folder / "meta.json").read_text())["shards"]
+        for shard in tqdm(shards, disable=None):
+            path = folder / NAME.fullmatch(shard["name"])[0]
+            if described(path) != shard:
+                raise UserError(f"{path} is not what was written: make it again")
     except DAMAGED:
         raise UserError(f"{folder} has no meta.json, or not one of ours: give another") from None
-    for path, tokens, digest in tqdm(shards, unit=" shards", leave=False, disable=None):
-        if len(map_ids(path)) != tokens or sha256(path) != digest:
-            raise UserError(f"{path} is not what was written: make it again")
-    print(f"{folder}: {len(shards)} shards, {sum(s[1] for s in shards):,} tokens, as written")
+    n_tokens = sum(shard["tokens"] for shard in shards)
+    print(f"{folder}: {len(shards)} shards, {n_tokens:,} tokens, as written")
