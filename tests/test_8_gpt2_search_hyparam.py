@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import load_script, started
+from helpers import only_train
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
@@ -139,7 +140,8 @@ def test_a_search_as_a_user_makes_it(small):
                      "importance.png", "best.toml"}  # fmt: skip
 
 
-def test_the_best_is_stage_7s_to_train(small, call, text_file):
+def test_the_best_is_stage_7s_to_train(small, call, text_file, quick_peak, monkeypatch):
+    only_train(monkeypatch)
     found = curves(small.folder)
     (winner,) = (n for k, n in found if k == 2)
     recipe = tomllib.loads((small.folder / "best.toml").read_text())
@@ -295,6 +297,7 @@ def test_a_signal_before_the_first_step_and_while_waiting(call, text_file, monke
     with monkeypatch.context() as patch:
         patch.setattr(Search, "phase", lambda self: 0)
         patch.setattr(Search, "take", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("time.sleep", lambda seconds: None)
         assert call(8, *options)[0] == 130
 
 
@@ -309,30 +312,31 @@ def test_two_processes_share_the_work(text_file):
     assert len(found) == 5 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
 
 
-def test_a_diverging_trial_fails_and_the_study_goes_on(text_file):
-    options = (*SMALL, "--lr", "1e-3", "1e30", "--phases", "4x4,1x8", "--batch-size", "2")
-    stdout = search(*options, "--data", str(text_file), "--out", "s")
-    assert re.search(r"trial \d failed: .*loss nan at step \d", stdout)
-    states = {values["lr"]: state for values, state, _ in curves("s").values()}
-    assert states == {1e-3: TrialState.COMPLETE, 1e30: TrialState.FAIL}
-
-
-def test_a_trial_that_does_not_fit_fails_and_the_study_goes_on(text_file, monkeypatch):
+@pytest.mark.parametrize(
+    ("why", "name", "bad"), [("loss nan at step", "lr", 1e30), ("the memory is full", "n_layer", 2)]
+)
+def test_a_trial_that_fails_does_not_stop_the_study(text_file, monkeypatch, why, name, bad):
+    """It diverges, or its model does not fit."""
     forward = GPT.forward
 
     def full(self, idx, targets=None):
-        if self.config.n_layer == 2:
+        if name == "n_layer" and self.config.n_layer == bad:
             raise torch.OutOfMemoryError
         return forward(self, idx, targets)
 
     monkeypatch.setattr(GPT, "forward", full)
-    options = (*SMALL, "--phases", "4x4,1x8", "--batch-size", "2", "--data", str(text_file))
+    lrs = ("--lr", "1e-3", "1e30" if name == "lr" else "1e-2")
+    options = (*SMALL, *lrs, "--phases", "4x4,1x8", "--batch-size", "2", "--data", str(text_file))
     stdout = search(*options, "--out", "s")
-    assert stdout.count("failed: the memory is full") == 2
-    assert {v["n_layer"] for v, state, _ in curves("s").values() if state == TrialState.FAIL} == {2}
+    assert len(re.findall(rf"^trial \d failed: .*{why}", stdout, re.M)) == 2
+    for values, state, _ in curves("s").values():
+        assert state == (TrialState.FAIL if values[name] == bad else TrialState.COMPLETE)
+
+
+def test_an_error_of_ours_keeps_its_traceback(text_file, monkeypatch):
     monkeypatch.setattr(GPT, "forward", lambda *_: exec("raise RuntimeError('shapes differ')"))
-    with pytest.raises(RuntimeError, match="shapes differ"):  # ours, not the memory's
-        search(*options, "--out", "t")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        search(*SMALL, "--phases", "4x4,1x8", "--data", str(text_file), "--out", "t")
 
 
 # What is refused
