@@ -1,5 +1,6 @@
 """What a search tries: phases, ever fewer trials trained ever longer; the space that the trials are
-from; and which of its settings come first, sampled by Optuna, none of them twice."""
+from; which of its settings come next, sampled by Optuna, none of them twice. And what of all this a
+search's file search.json may hold."""
 
 import itertools
 import json
