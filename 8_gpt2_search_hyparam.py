@@ -1,9 +1,8 @@
 """Stage 8: which hyper-parameters matter, found in phases.
 
 New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
-when) and trial.py (one setting of hyper-parameters); skim sampling.py, start.py, importance.py,
-plots.py and report.py. The loop is still stage 6's: it trains a trial for the steps that a phase
-adds.
+when) and trial.py (one setting of hyper-parameters); skim report.py and importance.py. The loop is
+still stage 6's: it trains a trial for the steps that a phase adds.
 
     python 8_gpt2_search_hyparam.py       # 3 minutes on two CPU cores
     python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe
@@ -11,14 +10,13 @@ adds.
 
 As in liteGPT's study, many trials are trained for a few steps, the best of them are promoted to
 more steps, and the best of those again. You will see each trial with its validation loss, the best
-so far and the time left; then a table of the best, and what each hyper-parameter did. The folder
---out holds pictures, lr.png first: learning rates of 1e-5 and 1e-4 are too low, 1e-1 is unsteady.
-Losses are over the first 2,048 validation tokens, not all 16,384 as in stage 6: do not compare the
-two. Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
+so far and the time left; then a table of the best, and what each hyper-parameter did. Of the
+pictures in --out see lr.png first: learning rates of 1e-5 and 1e-4 are too low, 1e-1 is unsteady.
+Losses are over 2,048 validation tokens; do not compare them with stage 6's, over all 16,384.
+Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
 --device cuda:1).
 """
 
-import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -37,9 +35,8 @@ from common.run.resume import fingerprint
 from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
 from common.search.phases import config_of, read_phases, read_space, total_steps
-from common.search.report import WARMUP_STEPS, describe, report
-from common.search.start import open_search
-from common.search.study import STORAGE_ERRORS, Search
+from common.search.report import WARMUP_STEPS, report
+from common.search.study import STORAGE_ERRORS, Search, open_search
 from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
@@ -52,7 +49,6 @@ class Options:
     data: str = "tinyshakespeare"  # also: plays, a text file, a folder of those or of shards
     phases: str = "24x20,6x60,2x180"  # trials x steps; each phase's best are promoted to the next
     sampler: Literal["grid", "random", "tpe"] = "grid"  # Optuna's, for the first phase
-    space: str | None = None  # a TOML file with lists for the names below
     lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     batch_size: tuple[int, ...] = (2, 4, 8)  # B, rows in a batch
     block_size: tuple[int, ...] = (16, 32, 64)  # T, tokens in a row
@@ -74,14 +70,14 @@ class SearchLog:
     def val(self, trial: Trial, val_loss: float) -> None:
         self.search.alive(trial)
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
-        if trial.step == trial.last:
+        if trial.step == trial.phase.last:
             ends[trial.number] = val_loss  # what it had before does not count
         best = f"best {min(ends.values()):.4f}" if ends else f"{'':11}"
         phases = self.search.phases
-        done = self.search.steps_done() + trial.step - trial.first  # by all processes
+        done = self.search.steps_done() + trial.step - trial.phase.first  # by all processes
         seconds_per_step = (time.perf_counter() - self.start) / (done - self.first)
         left = duration(seconds_per_step * (total_steps(phases) - done))
-        print(f"phase {trial.phase + 1}/{len(phases)}  trial {trial.number:>3}  "
+        print(f"phase {trial.k + 1}/{len(phases)}  trial {trial.number:>3}  "
               f"step {trial.step:>5}  loss {val_loss:.4f}  {best}  {left} left")  # fmt: skip
 
 
@@ -91,7 +87,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train model, a trial's, on the batches to the end of the trial's phase, from its checkpoint.
     Raises TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
-    device, values = next(model.parameters()).device, trial.values
+    device, values, phase = next(model.parameters()).device, trial.values, trial.phase
     groups = parameter_groups(model, weight_decay=0.1)
     optimizer = adamw(groups, values["lr"])
     loss_of = loss_function(model, setting.compile)
@@ -101,11 +97,11 @@ def train(
     with autocast(device, setting.dtype):
         loss_of(zeros, zeros).backward()  # what is slow the first time is not the trial's
     optimizer.zero_grad()
-    saved, eval_every = time.perf_counter(), -(-(trial.last - trial.first) // EVALS)
-    for step in range(trial.step, trial.last):
+    saved, eval_every = time.perf_counter(), -(-phase.steps // EVALS)
+    for step in range(trial.step, phase.last):
         start = time.perf_counter()
         # new: constant after the warm-up, since nobody knows yet how long this trial will last
-        lr = learning_rate(step, values["lr"], WARMUP_STEPS, trial.last, floor=1)
+        lr = learning_rate(step, values["lr"], WARMUP_STEPS, phase.last, floor=1)
         set_lr(optimizer, lr)
         x, y = (ids.to(device) for ids in next(batches))
         with autocast(device, setting.dtype):
@@ -120,7 +116,7 @@ def train(
         if not math.isfinite(loss):
             raise TrialFailed(f"loss {loss} at step {step}")
         trial.step, trial.seconds = step + 1, trial.seconds + time.perf_counter() - start
-        if (trial.last - trial.step) % eval_every == 0:
+        if (phase.last - trial.step) % eval_every == 0:
             with autocast(device, setting.dtype):
                 val_loss = evaluate(model, val, batches.T).loss
             if not math.isfinite(val_loss):
@@ -128,7 +124,7 @@ def train(
             trial.curve.append((trial.step, trial.seconds, val_loss))
             log.val(trial, val_loss)
         too_long = time.perf_counter() - saved > SECONDS_TO_LOSE
-        if trial.step == trial.last or stop.asked or too_long:  # new: the next phase resumes it
+        if trial.step == phase.last or stop.asked or too_long:  # new: the next phase resumes it
             trial.save(model, optimizer, scaler, batches, device)
             saved = time.perf_counter()
         if stop.asked:
@@ -149,10 +145,12 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
         if trial is None:
             time.sleep(2)  # other processes train the rest of this phase
             continue
-        print(f"trial {trial.number}: {describe(trial.values)}")
-        B, T = trial.values["batch_size"], trial.values["block_size"]
+        values = trial.values
+        setting_of_trial = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        print(f"trial {trial.number}: {setting_of_trial}")
         try:
-            model = build(config_of(trial.values), setting, options.seed).to(device)
+            model = build(config_of(values), setting, options.seed).to(device)
+            B, T = values["batch_size"], values["block_size"]
             batches = RankBatches(tokens.train, B, T, options.seed)
             train(model, batches, val, log, trial, setting, stop)
         except KeyboardInterrupt:
@@ -177,14 +175,14 @@ def main(options: Options) -> None:
     repeat_exactly(device)
     seed_everything(options.seed)
     tokens = open_tokens(options.data)
-    for B, T in itertools.product(space["batch_size"], space["block_size"]):
-        Batches(tokens.train, B, T)  # raises UserError if the text is too short
+    B, T = max(space["batch_size"]), max(space["block_size"])
+    Batches(tokens.train, B, T)  # raises UserError if the text is too short
     try:
         search = open_search(options, phases, space, fingerprint(tokens))
         print(f"{total_steps(phases):,} steps in {len(phases)} phases: {options.phases}")
         with StopSignal() as stop:
             train_all(search, tokens, options, device, stop)
-        with search.locked():
+        with search.lock:
             report(search, options, len(tokens.val))
     except KeyboardInterrupt:
         print("the same command resumes the search")

@@ -5,9 +5,11 @@ import io
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 import tomllib
@@ -17,6 +19,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import load_script, started
+from helpers import only_train
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
@@ -28,7 +31,7 @@ from common.model import GPT, GPTConfig
 from common.optim import adamw, parameter_groups
 from common.run import checkpoint
 from common.search.phases import SPACE as NAMES
-from common.search.phases import config_of, largest, read_phases, read_space
+from common.search.phases import Phase, config_of, largest, read_phases, read_space
 from common.search.study import Search
 from common.search.trial import Trial
 from common.speed import Setting, autocast, autocast_dtype, build, pad_vocab
@@ -46,8 +49,7 @@ ONE = ("--lr", "1e-2", "--batch-size", "2", "--n-layer", "1")
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """They take most of a small search's time. `small` has them; tests/test_8_report.py checks."""
-    for name in ("plot_lr", "plot_curves", "plot_front"):
-        monkeypatch.setattr(f"common.search.plots.{name}", lambda *_: None)
+    monkeypatch.setattr("common.search.report.plot_curves", lambda *_: None)
     monkeypatch.setattr("common.search.report.importances", lambda trials, names: {})
 
 
@@ -134,11 +136,12 @@ def test_a_search_as_a_user_makes_it(small):
     files = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
     saved = {int(path.parent.name) for path in folder.glob("trials/*/checkpoints")}
     assert saved == {n for k, n in found if k == 2}  # the others go no further
-    assert files == {"search.json", "study.db", "trials", "lr.png", "curves.png", "front.png",
+    assert files == {"search.json", "study.db", "trials", "lr.png", "curves.png",
                      "importance.png", "best.toml"}  # fmt: skip
 
 
-def test_the_best_is_stage_7s_to_train(small, call, text_file):
+def test_the_best_is_stage_7s_to_train(small, call, text_file, quick_peak, monkeypatch):
+    only_train(monkeypatch)
     found = curves(small.folder)
     (winner,) = (n for k, n in found if k == 2)
     recipe = tomllib.loads((small.folder / "best.toml").read_text())
@@ -208,7 +211,7 @@ def test_a_kill_within_a_phase_loses_little_of_it(text_file):
               "n_head": 1}  # fmt: skip
 
     def train(folder, val_log):
-        trial = Trial(0, 0, values, 0, 8, Path(folder), None, None)
+        trial = Trial(0, 0, values, Phase(1, 0, 8), Path(folder), None, None)
         setting = Setting(vocab_multiple=128)
         model = build(config_of(values), setting, 1)
         batches = script.RankBatches(tokens.train, 2, 16, 1)
@@ -242,7 +245,8 @@ def test_a_checkpoint_that_is_of_no_use_is_not_taken(one, how):
     optimizer, scaler = adamw(parameter_groups(model, 0.1), 1.0), torch.amp.GradScaler("cpu")
     batches = SimpleNamespace(restore=lambda state: None)
     given = values | {"lr": 1e-3} if how == "other" else values
-    trial = Trial(0, 0, given, 0, 11 if how == "beyond" else 12, Path(how), None, None)
+    phase = Phase(1, 0, 11 if how == "beyond" else 12)
+    trial = Trial(0, 0, given, phase, Path(how), None, None)
     trial.restore(model, optimizer, scaler, batches, CPU)
     assert trial.step == (12 if how == "good" else 0)
     assert Path(how, "checkpoints").exists() == (how == "good") == bool(trial.curve)
@@ -293,6 +297,7 @@ def test_a_signal_before_the_first_step_and_while_waiting(call, text_file, monke
     with monkeypatch.context() as patch:
         patch.setattr(Search, "phase", lambda self: 0)
         patch.setattr(Search, "take", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr("time.sleep", lambda seconds: None)
         assert call(8, *options)[0] == 130
 
 
@@ -307,30 +312,31 @@ def test_two_processes_share_the_work(text_file):
     assert len(found) == 5 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
 
 
-def test_a_diverging_trial_fails_and_the_study_goes_on(text_file):
-    options = (*SMALL, "--lr", "1e-3", "1e30", "--phases", "4x4,1x8", "--batch-size", "2")
-    stdout = search(*options, "--data", str(text_file), "--out", "s")
-    assert re.search(r"trial \d failed: .*loss nan at step \d", stdout)
-    states = {values["lr"]: state for values, state, _ in curves("s").values()}
-    assert states == {1e-3: TrialState.COMPLETE, 1e30: TrialState.FAIL}
-
-
-def test_a_trial_that_does_not_fit_fails_and_the_study_goes_on(text_file, monkeypatch):
+@pytest.mark.parametrize(
+    ("why", "name", "bad"), [("loss nan at step", "lr", 1e30), ("the memory is full", "n_layer", 2)]
+)
+def test_a_trial_that_fails_does_not_stop_the_study(text_file, monkeypatch, why, name, bad):
+    """It diverges, or its model does not fit."""
     forward = GPT.forward
 
     def full(self, idx, targets=None):
-        if self.config.n_layer == 2:
+        if name == "n_layer" and self.config.n_layer == bad:
             raise torch.OutOfMemoryError
         return forward(self, idx, targets)
 
     monkeypatch.setattr(GPT, "forward", full)
-    options = (*SMALL, "--phases", "4x4,1x8", "--batch-size", "2", "--data", str(text_file))
+    lrs = ("--lr", "1e-3", "1e30" if name == "lr" else "1e-2")
+    options = (*SMALL, *lrs, "--phases", "4x4,1x8", "--batch-size", "2", "--data", str(text_file))
     stdout = search(*options, "--out", "s")
-    assert stdout.count("failed: the memory is full") == 2
-    assert {v["n_layer"] for v, state, _ in curves("s").values() if state == TrialState.FAIL} == {2}
+    assert len(re.findall(rf"^trial \d failed: .*{why}", stdout, re.M)) == 2
+    for values, state, _ in curves("s").values():
+        assert state == (TrialState.FAIL if values[name] == bad else TrialState.COMPLETE)
+
+
+def test_an_error_of_ours_keeps_its_traceback(text_file, monkeypatch):
     monkeypatch.setattr(GPT, "forward", lambda *_: exec("raise RuntimeError('shapes differ')"))
-    with pytest.raises(RuntimeError, match="shapes differ"):  # ours, not the memory's
-        search(*options, "--out", "t")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        search(*SMALL, "--phases", "4x4,1x8", "--data", str(text_file), "--out", "t")
 
 
 # What is refused
@@ -347,7 +353,7 @@ def test_a_trial_that_does_not_fit_fails_and_the_study_goes_on(text_file, monkey
         "a width of 64 and 5 heads": "--n-embd 64 --n-head 5",
         "the space has 2: widen it": "--phases 3x4 --lr 1 2 --batch-size 2 --block-size 16 "
         "--n-embd 64 --n-layer 1",
-        "--space gone": "--space gone",
+        "--lr has no value": "--lr --n-embd 64",
         "--eval-tokens is 0": "--eval-tokens 0",
         "fewer than a batch": "--block-size 16 1000",
     }.items(),
@@ -357,28 +363,6 @@ def test_bad_options(refused, text_file, words, options):
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    {
-        "lr = [1e-3": "--space space.toml",
-        "width = [3]": "it has width",
-        "lr = ['x']": "lr is no list of numbers",
-        "lr = 5": "lr is no list of numbers",
-        "lr = [-1e-3]": "--lr is -0.001",
-        "batch_size = [0]": "--batch-size is 0",
-        "lr = []": "lr",
-        "seed = [5]": "it has seed",
-        "n_layer = '12'": "n_layer is no list of numbers",
-        "lr = ['--help']": "lr is no list of numbers",
-        "lr = " + "[" * 5000: "--space space.toml",
-    }.items(),
-    ids=lambda text: text[:20],
-)
-def test_bad_spaces(refused, text_file, text, words):
-    Path("space.toml").write_text(text)
-    refused(words, 8, "--data", str(text_file), "--space", "space.toml")
-
-
 def test_a_folder_that_holds_something_else_is_left_alone(refused, text_file):
     Path("mine").mkdir()
     Path("mine/letter").write_text("mine")
@@ -386,49 +370,88 @@ def test_a_folder_that_holds_something_else_is_left_alone(refused, text_file):
     assert [p.name for p in Path("mine").iterdir()] == ["letter"]
 
 
-def test_another_search_in_the_folder_is_refused(refused, text_file, call):
-    Path("space.toml").write_text("lr = [1e-3, 1e-2]\nn_layer = [1]\n")
-    space, data = ("--space", "space.toml"), ("--data", str(text_file))
-    small = (*SMALL, *data, "--phases", "2x2", "--out", "s")
-    assert call(8, *small, *space)[0] == 0
-    assert {values["lr"] for values, _, _ in curves("s").values()} <= {1e-3, 1e-2}
-    refused("has n_layer [1], not [1, 2]", 8, *small)
-    refused('has phases "2x2", not "2x3"', 8, *small, *space, "--phases", "2x3")
+@pytest.fixture
+def again(one, text_file) -> tuple:
+    """The command of `one`, whose folder was copied to s."""
+    shutil.copytree(one, "s")
+    return (8, *SMALL, *ONE, "--phases", "1x12", "--data", str(text_file), "--out", "s")
+
+
+def test_another_search_in_the_folder_is_refused(again, refused):
+    refused("has n_layer [1], not [1, 2]", *again, "--n-layer", "1", "2")
+    refused('has phases "1x12", not "1x13"', *again, "--phases", "1x13")
     Path("other.txt").write_text("One text is not another. " * 500)
-    refused("has text", 8, *small, *space, "--data", "other.txt")
+    refused("has text", *again, "--data", "other.txt")
+
+
+# A change of what search.json holds; None takes the name away.
+CHANGES = [
+    {"phases": None}, {"lr": None}, {"n_layer": None}, {"text": None}, {"more": 1},
+    {"phases": 5}, {"phases": "a\nb"}, {"phases": "4x5,4x6"}, {"sampler": "best"},
+    {"sampler": []}, {"seed": True}, {"seed": -1}, {"seed": "x"}, {"seed": 1.0},
+    {"eval_tokens": 0}, {"eval_tokens": {}}, {"lr": 1e-2}, {"lr": ["x"]}, {"lr": [-1.0]},
+    {"lr": []}, {"lr": [math.inf]}, {"n_layer": [True]}, {"n_layer": [[[]]]},
+    {"n_layer": [1.5]}, {"n_embd": [10**400]}, {"n_head": [5]}, {"n_head": 5},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "5", "null", "[]", '"search"', '["phases"]', "[" * 9999, '{"phases": "a\\nb"}'],
-    ids=lambda text: text[:12],
-)
-def test_a_damaged_search_json_is_refused(one, refused, text_file, text):
-    shutil.copytree(one, "s")
-    Path("s/search.json").write_text(text)
-    words = "the search in s has" if "{" in text[1:] or ":" in text else "search.json is damaged"
-    options = (*SMALL, *ONE, "--phases", "1x12", "--data", str(text_file), "--out", "s")
-    refused(words, 8, *options)
-
-
-@pytest.mark.parametrize("how", ["text", "half", "hole", "other", "folder"])
-def test_a_damaged_study_is_refused(one, refused, text_file, how):
-    shutil.copytree(one, "s")
-    file, good = Path("s/study.db"), (one / "study.db").read_bytes()
-    file.unlink()
-    if how == "folder":
-        file.mkdir()
+    "value",
+    [b"", b"{", b"5", b"null", b"true", b"[]", b"{}", b'"x"', b'["phases"]', b"1e400", b"\xff",
+     b"[" * 100_000 + b"]" * 100_000, b'{"lr":' * 100_000, b"9" * 9999, "a folder", *CHANGES],
+    ids=lambda value: str(value)[:24],
+)  # fmt: skip
+def test_a_damaged_search_json_is_refused(again, refused, value):
+    file = Path("s/search.json")
+    if value == "a folder":
+        file.unlink(), file.mkdir()
+    elif isinstance(value, bytes):
+        file.write_bytes(value)
     else:
-        hole = good[:8192] + b"\xff" * 12288 + good[20480:]
-        kinds = {"text": b"no database " * 99, "half": good[: len(good) // 2], "hole": hole}
-        file.write_bytes(kinds.get(how, b""))
-    if how == "other":
-        import sqlite3
+        changed = json.loads(file.read_text()) | value
+        file.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    refused("s/search.json is damaged: give another --out", *again)
 
-        with contextlib.closing(sqlite3.connect(file)) as database, database:
-            database.execute("create table studies (a)")
-    options = (*SMALL, *ONE, "--phases", "1x12", "--data", str(text_file), "--out", "s")
-    refused("s/study.db can't be read or written", 8, *options)
+
+def other_tables(statement: str) -> bytes:
+    """A database that is not this search's."""
+    with contextlib.closing(sqlite3.connect("other.db")) as database, database:
+        database.execute(statement)
+    return Path("other.db").read_bytes()
+
+
+def of_another_version(good: bytes) -> bytes:
+    Path("other.db").write_bytes(good)
+    return other_tables("update alembic_version set version_num = 'v0'")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "text": lambda good: b"no database " * 99,
+        "random": lambda good: random.Random(0).randbytes(len(good)),
+        "half": lambda good: good[: len(good) // 2],
+        "hole": lambda good: good[:8192] + b"\xff" * 12288 + good[20480:],
+        "empty": lambda good: b"",
+        "other studies": lambda good: other_tables("create table studies (a)"),
+        "other tables": lambda good: other_tables("create table a (b)"),
+        "other version": of_another_version,
+        "folder": None,
+    }.items(),
+    ids=lambda damage: damage[0],
+)
+def test_a_damaged_study_is_refused(again, refused, damage):
+    file, (_, change) = Path("s/study.db"), damage
+    good = file.read_bytes()
+    file.unlink()
+    file.write_bytes(change(good)) if change else file.mkdir()
+    refused("s/study.db can't be read or written", *again)
+
+
+def test_a_lock_that_can_not_be_written_is_refused(again, refused):
+    Path("s/.lock").unlink(missing_ok=True)
+    Path("s/.lock").mkdir()
+    refused("s/.lock can't be locked", *again)
 
 
 def test_the_default_space_has_what_the_docstring_says():

@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from test_8_study import SPACE, search_with, tell
 
 from common.kit.cli import UserError
-from common.search import plots
-from common.search.importance import Importance, importances
+from common.search.importance import Importance, importances, plot_importances
 from common.search.phases import read_phases
-from common.search.report import report
+from common.search.report import plot_curves, report
 from common.search.study import Search
 
 OPTIONS = SimpleNamespace(eval_tokens=100, data="text")
+REST = {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
 
 
 class Trial:
@@ -38,9 +38,9 @@ def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(
 ):
     """Trials 0 and 1 are promoted and fail: the best is 2, the next of those that did not."""
     monkeypatch.setattr("common.search.importance.SHUFFLES", 1)
-    for name in ("plot_lr", "plot_curves", "plot_front", "plot_importances"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
-    space = SPACE | {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
+    for name in ("plot_curves", "plot_importances"):
+        monkeypatch.setattr(f"common.search.report.{name}", lambda *_: None)
+    space = SPACE | REST
     search = Search(tmp_path, read_phases("4x5,2x9,1x20"), space, "grid", 1)
     for loss in (1.0, 2.0, 3.0, 4.0):
         tell(search, search.take(), loss, seconds=loss**2)
@@ -59,9 +59,9 @@ def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(
 def test_the_report_tells_edges_medians_and_which_tokens(capsys, monkeypatch):
     """The loss falls with the learning rate: the largest is the best, and more might be better."""
     monkeypatch.setattr("common.search.importance.SHUFFLES", 1)
-    for name in ("plot_lr", "plot_curves", "plot_front", "plot_importances"):
-        monkeypatch.setattr(plots, name, lambda *_: None)
-    space = SPACE | {"n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
+    for name in ("plot_curves", "plot_importances"):
+        monkeypatch.setattr(f"common.search.report.{name}", lambda *_: None)
+    space = SPACE | REST
     Path("s").mkdir()
     search = Search(Path("s"), read_phases("9x5"), space, "grid", 1)
     for _ in range(9):
@@ -78,8 +78,8 @@ def test_the_report_tells_edges_medians_and_which_tokens(capsys, monkeypatch):
 
 def test_a_trial_that_failed_at_once_is_plotted_too(tmp_path, recwarn):
     """Three processes died of it: it has no step, no time and no curve."""
-    space = {"lr": (1e-3, 1e-2), "n_embd": (64,), "batch_size": (2,), "block_size": (16,)}
-    search = Search(tmp_path, read_phases("2x5"), space | {"n_layer": (1,)}, "grid", 1)
+    space = {"lr": (1e-3, 1e-2), "n_layer": (1,)} | REST
+    search = Search(tmp_path, read_phases("2x5"), space, "grid", 1)
     for _ in range(3):
         search.take().lock.release()
     tell(search, search.take(), 5.0)
@@ -88,55 +88,44 @@ def test_a_trial_that_failed_at_once_is_plotted_too(tmp_path, recwarn):
     assert (tmp_path / "lr.png").exists() and found == []
 
 
-def test_the_front_is_of_those_that_none_beats():
-    trials = [Trial(*point) for point in ((5, 1), (4, 2), (4.5, 3), (3, 9), (3.5, 9), (6, 1))]
-    found = [(t.value, t.user_attrs["seconds"]) for t in plots.front(trials)]
-    assert found == [(5, 1), (4, 2), (3, 9)]
-
-
 @pytest.fixture
 def figures(monkeypatch) -> dict[str, Figure]:
     """The pictures that a test makes, by path."""
     made = {}
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: made.update({path: figure}))
+    for module in ("report", "importance"):
+        save = f"common.search.{module}.save_figure"
+        monkeypatch.setattr(save, lambda figure, path: made.update({path: figure}))
     return made
 
 
 def test_the_curves_hold_what_they_claim(figures):
     trials = [Trial(3 + n, 1.0 + n, lr=lr, n_layer=1) for n, lr in enumerate((1e-3, 1e-2, 1e-3))]
-    space = {"lr": (1e-3, 1e-2), "n_layer": (1,)}
-    plots.plot_curves("curves", trials, space)
-    plots.plot_lr("lr", trials, space)
-    (alone,) = figures["lr"].axes
-    above, below = figures["curves"].axes  # n_layer does not vary
-    assert above.get_legend().get_title().get_text() == "lr"
-    assert [text.get_text() for text in alone.get_legend().get_texts()] == ["0.001", "0.01"]
-    for axes, x in ((above, 0), (below, 1), (alone, 0)):
-        lines = [line for line in axes.lines if len(line.get_xdata())]
+    space = {"lr": (1e-3, 1e-2), "n_layer": (1, 2)}
+    failed = Trial(0, 9.0, lr=1e-2, n_layer=1)
+    failed.value, failed.user_attrs = None, {"curve": [], "step": 7, "seconds": 9.0}
+    plot_curves("curves", [*trials, failed], space, ["n_layer", "lr"])
+    plot_curves("lr", [*trials, failed], space, ["lr"])
+    (layers, panel), (alone,) = figures["curves"].axes, figures["lr"].axes
+    assert [text.get_text() for text in layers.get_legend().get_texts()] == ["1", "2"]
+    for axes in (panel, alone):
+        assert axes.get_legend().get_title().get_text() == "lr"
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["0.001", "0.01"]
+        lines = [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() == "."]
         for trial, line in zip(trials, lines, strict=True):
-            assert list(line.get_xdata()) == [point[x] for point in trial.user_attrs["curve"]]
-            assert list(line.get_ydata()) == [point[2] for point in trial.user_attrs["curve"]]
+            curve = [(step, loss) for step, _, loss in trial.user_attrs["curve"]]
+            assert [tuple(point) for point in line.get_xydata()] == curve
         colors = [str(line.get_color()) for line in lines]
         assert colors[0] == colors[2] != colors[1]  # coloured by the learning rate
         assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert list(above.get_xticks()) == [20]
-    failed = Trial(0, 9.0, lr=1e-2, n_layer=1)
-    failed.value, failed.user_attrs = None, {"curve": [], "step": 7, "seconds": 9.0}
-    plots.plot_curves("curves", [*trials, failed], space)
-    for axes, x in zip(figures["curves"].axes, (7, 9.0), strict=True):
+        assert list(axes.get_xticks()) == [20]
         (cross,) = (line for line in axes.lines if line.get_marker() == "x")
-        assert list(cross.get_xdata()) == [x] and str(cross.get_color()) == colors[1]
+        assert list(cross.get_xdata()) == [7] and str(cross.get_color()) == colors[1]
 
 
-def test_the_front_and_the_importances_hold_what_they_claim(figures):
-    trials = [Trial(5, 1.0), Trial(3, 4.0), Trial(4, 8.0)]
-    plots.plot_front("front", {"all": trials})
-    dots, line = figures["front"].axes[0].lines
-    assert dots.get_xydata().tolist() == [[1, 5], [4, 3], [8, 4]]
-    assert line.get_xydata().tolist() == [[1, 5], [4, 3]] and "steps" in line.get_drawstyle()
+def test_the_importances_are_plotted_as_they_are(figures):
     found = {"loss": Importance({"lr": 0.8, "n_layer": 0.2}, 0.5),
              "loss and time": Importance({"lr": 0.3, "n_layer": 0.7}, 0.6)}  # fmt: skip
-    plots.plot_importances("importance", found, "after 5 steps")
+    plot_importances("importance", found, "after 5 steps")
     axes = figures["importance"].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0.8, 0.2, 0.3, 0.7]
     assert [bar.get_alpha() == 1 for bar in axes.patches] == [True, False, False, True]

@@ -4,8 +4,7 @@ import pytest
 from optuna.trial import TrialState
 
 from common.kit.cli import UserError
-from common.search.phases import Phase, read_phases, total_steps
-from common.search.sampling import _new_sampler
+from common.search.phases import Phase, new_sampler, read_phases, total_steps
 from common.search.study import Search
 from common.search.trial import Trial
 
@@ -14,8 +13,8 @@ SPACE = {"lr": (1e-3, 1e-2, 1e-1), "n_layer": (1, 2, 4)}
 
 def tell(search: Search, trial: Trial, loss: float | None, seconds: float = 1.0) -> None:
     """Note that a trial came to the end of its phase with this loss, or failed."""
-    trial.step, trial.seconds = trial.last, seconds
-    trial.curve = [] if loss is None else [(trial.last, seconds, loss)]
+    trial.step, trial.seconds = trial.phase.last, seconds
+    trial.curve = [] if loss is None else [(trial.step, seconds, loss)]
     search.tell(trial, None if loss is not None else "loss nan at step 3")
 
 
@@ -33,7 +32,7 @@ def numbers(trials: list[Trial | None]) -> list[int | None]:
 
 def test_the_arithmetic_of_the_phases():
     phases = read_phases("24x50,8x150,3x500")
-    assert phases == [Phase(24, 50), Phase(8, 150), Phase(3, 500)]
+    assert phases == [Phase(24, 0, 50), Phase(8, 50, 150), Phase(3, 150, 500)]
     assert total_steps(phases) == 24 * 50 + 8 * 100 + 3 * 350
     assert total_steps(read_phases("1316x500,320x1500,45x5000,8x10000")) == 1_175_500
 
@@ -54,7 +53,7 @@ def test_every_sampler_goes_through_the_phases(tmp_path, sampler):
     seen = []
     while search.phase() is not None:
         trial = search.take()
-        seen.append((trial.phase, trial.number, trial.first, trial.last))
+        seen.append((trial.k, trial.number, trial.phase.first, trial.phase.last))
         tell(search, trial, 10.0 - trial.number)
         assert trial.folder == tmp_path / "trials" / f"{trial.number:04d}"
     assert seen == [(0, n, 0, 5) for n in range(9)] + [(1, n, 5, 9) for n in (8, 7, 6)] + [
@@ -72,7 +71,7 @@ def test_any_seed_and_the_sampler_that_was_asked_for(tmp_path):
         (tmp_path / sampler).mkdir()
         search = Search(tmp_path / sampler, read_phases("9x5"), SPACE, sampler, 2**63 - 1)
         assert search.take().number == 0
-        assert type(_new_sampler(search)).__name__ == kind
+        assert type(new_sampler(SPACE, sampler, 2**63 - 1, 1)).__name__ == kind
 
 
 def test_a_trial_is_one_processs_and_free_when_that_dies(tmp_path):
@@ -86,6 +85,13 @@ def test_a_trial_is_one_processs_and_free_when_that_dies(tmp_path):
     for trial, loss in zip((trials[0], again, trials[2]), (3.0, 1.0, 2.0), strict=True):
         tell(one, trial, loss)
     assert two.take().number == 1
+
+
+def test_a_trial_whose_lock_can_not_be_written_is_refused(tmp_path):
+    search = search_with(tmp_path, "3x5,1x9")
+    (tmp_path / "trials/0000/.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match="trials/0000/.lock can't be locked"):
+        search.take()
 
 
 def test_failures_are_not_promoted_and_do_not_stop_the_others(tmp_path):
@@ -115,51 +121,35 @@ def test_only_the_last_value_of_a_trial_counts(tmp_path):
     assert ends == {0: 5.0, 1: 7.0, 2: None, 3: 6.0}
 
 
-def test_a_kill_while_a_trial_is_taken_loses_none_of_it(tmp_path):
-    search = search_with(tmp_path, "3x5,1x9", (3.0, 1.0, 2.0))
-    values = search.trials(0)[1].params
-    with search.locked():
-        search.studies[1].enqueue_trial(values, {"number": 1})
-        search.studies[1].ask()  # none of its values noted yet: and a kill
-    trial = search_with(tmp_path, "3x5,1x9").take()
-    assert (trial.phase, trial.number, trial.values) == (1, 1, values)
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize(("k", "sampler"), [(0, "grid"), (0, "random"), (1, "grid")])
+def test_a_kill_while_a_trial_is_taken_loses_none_of_it(tmp_path, monkeypatch, k, sampler, noted):
+    """Before or after it is noted, sampled or promoted: no number twice, none left out."""
+    losses = (4.0, 1.0, 3.0, 2.0) if k else (1.0,)
+    search = search_with(tmp_path, "4x5,3x9", losses, sampler)
+    add = search.studies[k].add_trial
+
+    def killed(trial):
+        if noted:
+            add(trial)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.studies[k], "add_trial", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search.take()
+    again = search_with(tmp_path, "4x5,3x9", sampler=sampler)
+    trials = [again.take() for _ in range(4)]
+    assert numbers(trials) == ([1, 3, 2, None] if k else [1, 2, 3, None])
+    assert len({tuple(trial.values.items()) for trial in trials[:3]}) == 3
+    assert all(trial.k == k for trial in trials[:3])
 
 
-def test_a_kill_within_a_sample_gives_no_number_twice(tmp_path, monkeypatch):
-    """The sampler finds nothing new; a trial of the rest is queued, and then a kill."""
-    search = search_with(tmp_path, "5x5", sampler="random")
-    first = search.take()
-    monkeypatch.setattr("common.search.sampling.MAX_REPEATS", 0)
-    with monkeypatch.context() as patch:
-        patch.setattr(search.studies[0], "ask", lambda _: exec("raise KeyboardInterrupt"))
-        with pytest.raises(KeyboardInterrupt):
-            search.take()
-    again = search_with(tmp_path, "5x5", sampler="random")
-    trials = [first, *(again.take() for _ in range(4))]
-    assert numbers(trials) == list(range(5))
-    assert len({tuple(trial.values.items()) for trial in trials}) == 5
-
-
-def test_a_sample_that_was_cut_off_is_no_trial(tmp_path):
-    search = search_with(tmp_path, "4x5", sampler="random")
-    search.studies[0].ask()  # and a kill
-    found = []
-    while search.phase() is not None:
-        found.append(search.take())
-        tell(search, found[-1], 1.0)
-    assert numbers(found) == list(range(4))
-
-
-def test_a_promotion_that_was_cut_off_is_finished(tmp_path, monkeypatch):
-    search = search_with(tmp_path, "4x5,3x9", (4.0, 1.0, 3.0, 2.0))
-    first = search.take()
-    with monkeypatch.context() as patch:
-        patch.setattr(search.studies[1], "ask", lambda _: exec("raise KeyboardInterrupt"))
-        with pytest.raises(KeyboardInterrupt):
-            search.take()
-    first.lock.release()
-    again = search_with(tmp_path, "4x5,3x9")
-    assert numbers([again.take() for _ in range(4)]) == [1, 3, 2, None]
+def test_a_sampler_that_finds_nothing_new_is_not_needed(tmp_path, monkeypatch):
+    """The trials are then any of the rest, up to the whole space."""
+    monkeypatch.setattr("common.search.phases.MAX_REPEATS", 0)
+    search = search_with(tmp_path, "9x5", sampler="random")
+    trials = [search.take() for _ in range(9)]
+    assert len({tuple(trial.values.items()) for trial in trials}) == 9
 
 
 def test_a_trial_that_ends_its_processes_has_failed(tmp_path):

@@ -3,10 +3,14 @@ Hutter et al., 2014, by Optuna), beside the shares that chance alone would show.
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import optuna
+from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, create_trial
+
+from common.kit.disk import save_figure
 
 MIN_TRIALS = 4  # to compare
 SHUFFLES = 19  # so that a share above all of theirs comes by chance once in 20 times
@@ -27,27 +31,23 @@ def importances(trials: list[FrozenTrial], names: list[str]) -> dict[str, Import
     times = [trial.user_attrs["seconds"] for trial in done]
     if not names or len(done) < MIN_TRIALS or not pstdev(losses) or not pstdev(times):
         return {}
-    both = [
-        (loss - fmean(losses)) / pstdev(losses) + (time - fmean(times)) / pstdev(times)
-        for loss, time in zip(losses, times, strict=True)
-    ]
-    if not pstdev(both):
-        return {}
+    pairs = zip(_in_deviations(losses), _in_deviations(times), strict=True)
+    outcomes = {"loss": losses, "loss and time": [loss + time for loss, time in pairs]}
     failed = [trial for trial in trials if trial.value is None]
-    return {
-        name: _importance(done + failed, outcomes + [max(outcomes)] * len(failed), names)
-        for name, outcomes in (("loss", losses), ("loss and time", both))
-    }
+    found = {}
+    for outcome, values in outcomes.items():
+        values = values + [max(values)] * len(failed)
+        shares = _shares(done + failed, values, names)
+        chance, order = 0.0, random.Random(0)
+        for _ in range(SHUFFLES):
+            order.shuffle(values)
+            chance = max(chance, *_shares(done + failed, values, names).values())
+        found[outcome] = Importance(shares, chance)
+    return found
 
 
-def _importance(trials: list[FrozenTrial], outcomes: list[float], names: list[str]) -> Importance:
-    shares = _shares(trials, outcomes, names)
-    shuffled, order = list(outcomes), random.Random(0)
-    chance = 0.0
-    for _ in range(SHUFFLES):
-        order.shuffle(shuffled)
-        chance = max(chance, *_shares(trials, shuffled, names).values())
-    return Importance(shares, chance)
+def _in_deviations(values: list[float]) -> list[float]:
+    return [(value - fmean(values)) / pstdev(values) for value in values]
 
 
 def _shares(trials: list[FrozenTrial], outcomes: list[float], names: list[str]) -> dict[str, float]:
@@ -57,3 +57,27 @@ def _shares(trials: list[FrozenTrial], outcomes: list[float], names: list[str]) 
         study.add_trial(create_trial(**copy))
     fanova = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
     return optuna.importance.get_param_importances(study, evaluator=fanova, params=names)
+
+
+def plot_importances(path: Path, found: dict[str, Importance], title: str) -> None:
+    """A pair of bars for each hyper-parameter, and a dashed line for each of the pair's outcomes:
+    the share that chance reaches. Bars below it are pale."""
+    names = list(next(iter(found.values())).shares)
+    figure = Figure(figsize=(8, 0.6 * len(names) + 2), layout="constrained")
+    axes = figure.subplots()
+    for k, (outcome, importance) in enumerate(found.items()):
+        shares = [importance.shares[name] for name in names]
+        places = [n + 0.38 * k for n in range(len(names))]
+        bars = axes.barh(places, shares, 0.36, color=f"C{k}", label=outcome)
+        axes.bar_label(bars, [f" {share:.0%}" for share in shares])
+        for bar, share in zip(bars, shares, strict=True):
+            bar.set_alpha(1 if share > importance.chance else 0.3)
+        axes.axvline(importance.chance, color=f"C{k}", linestyle="--", linewidth=1)
+    axes.set_yticks([n + 0.19 for n in range(len(names))], names)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    dashed = "dashed: what chance alone reaches once in 20 times; pale bars are below it"
+    axes.set_xlabel("share of importance")
+    axes.set_title(f"{title}\n{dashed}", fontsize=10)
+    axes.legend(loc="lower right")
+    save_figure(figure, path)

@@ -1,94 +1,90 @@
-"""What a search tries: phases, ever fewer trials trained ever longer, and the space that the trials
-are from."""
+"""What a search tries: phases, ever fewer trials trained ever longer; the space that the trials are
+from; which of its settings come next, sampled by Optuna, none of them twice. And what of all this a
+search's file search.json may hold."""
 
+import itertools
+import json
 import math
-import tomllib
-from dataclasses import dataclass, replace
-from itertools import pairwise
+import random
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import torch
+from optuna.distributions import CategoricalDistribution
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial
 
-from common.kit.cli import UserError, check, parse
+from common.kit.cli import UserError, check
 from common.model import GPT, GPTConfig
 from common.presets import preset
 
 SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
+SAMPLERS = ("grid", "random", "tpe")
+MAX_REPEATS = 20  # of what was tried before, by a sampler; then any of the rest is taken
 
 
 @dataclass(frozen=True)
 class Phase:
-    """So many trials, each trained up to so many steps."""
+    """So many trials, each trained from one step up to another."""
 
     trials: int
-    steps: int
+    first: int
+    last: int
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first
 
 
 def read_phases(text: str) -> list[Phase]:
     """The phases of a text such as 24x50,8x150,3x500. Raises UserError for ones that do not narrow:
     each must have fewer trials than the one before, and more steps."""
-    try:
-        phases = [Phase(*(int(n) for n in part.split("x"))) for part in text.split(",")]
-    except (ValueError, TypeError):
-        raise UserError(f"--phases {text}: give TRIALSxSTEPS,…, as 24x50,8x150,3x500") from None
-    for one, two in pairwise([Phase(math.inf, 0), *phases]):
-        if not (0 < two.trials < one.trials and one.steps < two.steps):
+    phases = [Phase(math.inf, 0, 0)]
+    for part in text.split(","):
+        try:
+            trials, last = (int(n) for n in part.split("x"))
+        except ValueError:
+            hint = "give TRIALSxSTEPS,…, as 24x50,8x150,3x500"
+            raise UserError(f"--phases {text}: {hint}") from None
+        if not 0 < trials < phases[-1].trials or last <= phases[-1].last:
             hint = "give each phase fewer trials than the one before, and more steps"
             raise UserError(f"--phases {text}: {hint}")
-    return phases
-
-
-def steps_of(phases: list[Phase]) -> list[int]:
-    """How many steps each phase adds to those before, for each of its trials."""
-    ends = [0, *(phase.steps for phase in phases)]
-    return [end - start for start, end in pairwise(ends)]
+        phases.append(Phase(trials, phases[-1].last, last))
+    return phases[1:]
 
 
 def total_steps(phases: list[Phase]) -> int:
     """The steps of all trials together. None is trained twice."""
-    return sum(p.trials * steps for p, steps in zip(phases, steps_of(phases), strict=True))
+    return sum(phase.trials * phase.steps for phase in phases)
 
 
 def read_space(options) -> dict[str, tuple]:
-    """The values of each hyper-parameter, by name; those of --space replace the options'. Raises
-    UserError for values that no model can have."""
-    if options.space:
-        options = _with_file(options)
-    check(options)
+    """The values of each hyper-parameter, by name, from options with these names. Raises UserError
+    for values that no model can have."""
     space = {name: tuple(dict.fromkeys(getattr(options, name))) for name in SPACE}
+    if not space["n_head"]:
+        del space["n_head"]  # heads of 64 channels, see config_of
     for name, values in space.items():
-        if not values and name != "n_head":
+        if not values:
             raise UserError(f"--{name.replace('_', '-')} has no value: give one or more")
-    space = {name: values for name, values in space.items() if values}
     for width in space["n_embd"]:
         for heads in space.get("n_head", (width / 64,)):
             if heads != int(heads) or width % heads:
-                raise UserError(f"a width of {width} and {heads:g} heads: give --n-embd in "
-                                "multiples of 64, or --n-head that divide it")  # fmt: skip
+                hint = "give --n-embd in multiples of 64, or --n-head that divide it"
+                raise UserError(f"a width of {width} and {heads:g} heads: {hint}")
     return space
 
 
-def _with_file(options):
-    """The options, with the values of the file --space."""
-    try:
-        found = tomllib.loads(Path(options.space).read_text())
-        if not set(found) <= set(SPACE):
-            raise ValueError(f"it has {', '.join(sorted(set(found) - set(SPACE)))}")
-        for name, values in found.items():
-            if not isinstance(values, list) or any(type(v) not in (int, float) for v in values):
-                raise ValueError(f"{name} is no list of numbers")
-        words = [(f"--{name.replace('_', '-')}", *map(str, v)) for name, v in found.items()]
-        given = parse(type(options), [word for words in words for word in words])
-        return replace(options, **{name: getattr(given, name) for name in found})
-    except (OSError, ValueError, TypeError, RecursionError, UserError) as error:
-        raise UserError(f"--space {options.space} is no space: {error}") from None
+def model_name(values: dict) -> str:
+    """A trial's model. Its heads have 64 channels, as GPT-2's, unless the trial says how many."""
+    heads = values.get("n_head", values["n_embd"] // 64)
+    return f"{values['n_layer']}x{heads}x{values['n_embd']}"
 
 
 def config_of(values: dict) -> GPTConfig:
-    """A trial's model. Its heads have 64 channels, as GPT-2's, unless the trial says how many."""
-    heads = values.get("n_head", values["n_embd"] // 64)
-    name = f"{values['n_layer']}x{heads}x{values['n_embd']}"
-    return preset(name, block_size=values["block_size"])
+    return preset(model_name(values), block_size=values["block_size"])
 
 
 def largest(space: dict[str, tuple]) -> int:
@@ -96,3 +92,54 @@ def largest(space: dict[str, tuple]) -> int:
     with torch.device("meta"):
         model = GPT(config_of({name: max(values) for name, values in space.items()}))
     return sum(p.numel() for p in model.parameters()) - model.lm_head.weight.numel()  # it is tied
+
+
+def distributions(space: dict[str, tuple]) -> dict[str, CategoricalDistribution]:
+    return {name: CategoricalDistribution(values) for name, values in space.items()}
+
+
+def new_values(space: dict[str, tuple], sampler: str, seed: int, tried: list[FrozenTrial]) -> dict:
+    """Values that no trial in `tried` has: the sampler's if it finds some, else any. It is asked
+    about a copy of the study, where its repeats leave no trace."""
+    copy = optuna.create_study(sampler=new_sampler(space, sampler, seed, len(tried)))
+    copy.add_trials(tried)
+    seen = [trial.params for trial in tried]
+    for _ in range(MAX_REPEATS):
+        values = copy.ask(distributions(space)).params
+        if values not in seen:
+            return values
+    products = itertools.product(*space.values())
+    whole = (dict(zip(space, values, strict=True)) for values in products)
+    return random.Random(seed + len(seen)).choice([v for v in whole if v not in seen])
+
+
+def new_sampler(space: dict[str, tuple], name: str, seed: int, n_tried: int) -> BaseSampler:
+    """Optuna's sampler. The grid's has one order for the whole search; the others get a seed for
+    each trial, so that no two processes draw the same."""
+    if name == "grid":
+        return GridSampler(space, seed % 2**32)
+    seed = (seed + n_tried) % 2**32
+    return RandomSampler(seed) if name == "random" else TPESampler(seed=seed, constant_liar=True)
+
+
+def read_description(file: Path, given: dict) -> dict:
+    """What search.json holds. Raises UserError unless it has the names and types of `given`, and
+    values that a search can have."""
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict) or _types(found) != _types(given):
+            raise ValueError
+        read_phases(found["phases"])
+        space = read_space(SimpleNamespace(**{"n_head": []} | found))
+        check(SimpleNamespace(**found | space))
+        if found["sampler"] not in SAMPLERS:
+            raise ValueError
+    except (OSError, ValueError, OverflowError, RecursionError, UserError):
+        raise UserError(f"{file} is damaged: give another --out") from None
+    return found
+
+
+def _types(options: dict) -> dict:
+    """By name: a value's type, or the set of types in a list."""
+    options = {"n_head": [1]} | options
+    return {n: set(map(type, v)) if type(v) is list else type(v) for n, v in options.items()}

@@ -7,54 +7,47 @@ from pathlib import Path
 from statistics import median
 from textwrap import fill
 
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial
 
 from common.kit.cli import UserError
-from common.kit.disk import write_text
-from common.search import plots
-from common.search.importance import importances
-from common.search.study import Search
+from common.kit.disk import save_figure, write_text
+from common.search.importance import importances, plot_importances
+from common.search.phases import model_name
+from common.search.study import Search, number_of
 
 WARMUP_STEPS = 10  # of a trial, and of a run with best.toml
-
-
-def describe(values: dict) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def report(search: Search, options, n_val: int) -> None:
     """Print which trial is best and what matters; write pictures and best.toml into the search's
     folder. n_val: how many validation tokens the text has. Raises UserError if all trials failed.
     """
-    latest = search.latest()
+    folder, latest = search.folder, search.latest()
     failed = [trial for trial in latest.values() if trial.value is None]
     why = failed[0].user_attrs["reason"] if failed else ""
     if len(failed) == len(latest):
-        raise UserError(f"every trial failed, the first so: {why}; see {search.folder}/study.db")
-    # A trial that failed later counts no more, even where it was among the best.
-    ends = {phase.steps: search.complete(k) for k, phase in enumerate(search.phases)}
-    stayed = {steps: [t for t in trials if latest[_number(t)].value is not None]
-              for steps, trials in ends.items()}  # fmt: skip
-    steps = max(steps for steps, trials in stayed.items() if trials)
-    print_best(search, stayed[steps], steps)
+        raise UserError(f"every trial failed, the first so: {why}; see {folder}/study.db")
+    for k, phase in enumerate(search.phases):
+        # A trial that failed later counts no more, even where it was among the best.
+        stayed = [t for t in search.complete(k) if latest[number_of(t)].value is not None]
+        if stayed:
+            best, steps = stayed, phase.last
+    print_best(best, search.space, steps)
     if failed:
         print(f"failed: {len(failed)} of {len(latest)}, the first so: {why}")
     n = min(options.eval_tokens, n_val)
     print(f"loss: over the first {n:,} of {n_val:,} validation tokens, in windows of")
     print("block_size; stage 6's are over all of them: not comparable")
-    folder = search.folder
-    plots.plot_lr(folder / "lr.png", list(latest.values()), search.space)
-    plots.plot_curves(folder / "curves.png", list(latest.values()), search.space)
-    dots = {f"{len(trials)} × {steps} steps": trials for steps, trials in ends.items() if trials}
-    plots.plot_front(folder / "front.png", dots)
-    print_importances(search)
-    write_best(folder / "best.toml", stayed[steps][0], steps, options.data, search.seed)
+    varied = [name for name, values in search.space.items() if len(values) > 1]
+    for file, names in (("lr.png", ["lr"]), ("curves.png", varied or list(search.space))):
+        plot_curves(folder / file, list(latest.values()), search.space, names)
+    print_importances(search, varied)
+    write_best(folder / "best.toml", best[0], steps, options.data, search.seed)
     print("saved: lr.png, other pictures, and best.toml; to train the best trial as a run:")
     print(f"  python 7_gpt2_train_long_run.py --recipe {shlex.quote(str(folder / 'best.toml'))}")
-
-
-def _number(trial: FrozenTrial) -> int:
-    return trial.user_attrs["number"]
 
 
 def _print_row(start: str, cells: dict[str, str]) -> None:
@@ -62,30 +55,29 @@ def _print_row(start: str, cells: dict[str, str]) -> None:
     print(start + "".join(f"{cells[name]:>{max(7, len(name) + 2)}}" for name in cells))
 
 
-def print_best(search: Search, trials: list[FrozenTrial], steps: int) -> None:
+def print_best(trials: list[FrozenTrial], space: dict[str, tuple], steps: int) -> None:
     """A table of the ten best, and which values of the best are at the edge of what was tried."""
     print(f"\nthe best, after {steps} steps")
-    _print_row(f"{'trial':>8}{'loss':>8}{'seconds':>8}", {name: name for name in search.space})
+    _print_row(f"{'trial':>8}{'loss':>8}{'seconds':>8}", {name: name for name in space})
     for trial in trials[:10]:
-        values = {name: f"{trial.params[name]:g}" for name in search.space}
-        start = f"{_number(trial):>8}{trial.value:>8.4f}{trial.user_attrs['seconds']:>8.1f}"
-        _print_row(start, values)
-    edges = []
-    for name, value in trials[0].params.items():
-        tried = search.space[name]
-        if len(tried) > 1 and value in (min(tried), max(tried)):
-            edge = "largest" if value == max(tried) else "smallest"
-            edges.append(f"{name} {value:g} is the {edge} tried")
+        start = f"{number_of(trial):>8}{trial.value:>8.4f}{trial.user_attrs['seconds']:>8.1f}"
+        _print_row(start, {name: f"{trial.params[name]:g}" for name in space})
+    best = trials[0].params
+    edges = [
+        f"{name} {best[name]:g} is the {edge} tried"
+        for name, tried in space.items()
+        for edge, limit in (("smallest", min(tried)), ("largest", max(tried)))
+        if len(tried) > 1 and best[name] == limit
+    ]
     if edges:
         print(fill(f"at the edge, so try further: {', '.join(edges)}", 79))
 
 
-def print_importances(search: Search) -> None:
-    """What each hyper-parameter did in the first phase: the median loss of the trials with each of
-    its values, and its importance, which is plotted too."""
-    trials, phase = search.trials(0), search.phases[0]
-    names = [name for name, values in search.space.items() if len(values) > 1]
-    print(f"median loss after {phase.steps} steps, by")
+def print_importances(search: Search, names: list[str]) -> None:
+    """What each named hyper-parameter did in the first phase: the median loss of the trials with
+    each of its values, and its importance, which is plotted too."""
+    trials, steps = search.trials(0), search.phases[0].last
+    print(f"median loss after {steps} steps, by")
     for name in names:
         losses = {value: [] for value in sorted(search.space[name])}
         for trial in trials:
@@ -95,8 +87,8 @@ def print_importances(search: Search) -> None:
     found = importances(trials, names)
     if not found:
         return
-    title = f"importance, by {len(trials)} trials after {phase.steps} steps"
-    plots.plot_importances(search.folder / "importance.png", found, title)
+    title = f"importance, by {len(trials)} trials after {steps} steps"
+    plot_importances(search.folder / "importance.png", found, title)
     print(f"{title}, for")
     _print_row(f"{'':24}", {name: name for name in names})
     for outcome, importance in found.items():
@@ -110,14 +102,51 @@ def write_best(path: Path, best: FrozenTrial, steps: int, data: str, seed: int) 
     """A trial as a recipe for stage 7."""
     p, file = best.params, Path(data).expanduser()
     name = str(file.resolve()) if file.exists() else data
-    lines = [
-        f"# validation loss {best.value:.4f} after {steps} steps, at a constant learning rate",
-        f"data = {json.dumps(name, ensure_ascii=False)}",
-        f'model = "{p["n_layer"]}x{p.get("n_head", p["n_embd"] // 64)}x{p["n_embd"]}"',
-        *(f"{name} = {p[name]}" for name in ("lr", "batch_size", "block_size")),
-        f"total_batch_tokens = {p['batch_size'] * p['block_size']}",
-        f"steps = {steps}",
-        f"warmup_steps = {min(WARMUP_STEPS, steps)}",
-        f"seed = {seed}",
-    ]
-    write_text(path, "\n".join(lines) + "\n")
+    text = f"""\
+# validation loss {best.value:.4f} after {steps} steps, at a constant learning rate
+data = {json.dumps(name, ensure_ascii=False)}
+model = "{model_name(p)}"
+lr = {p["lr"]}
+batch_size = {p["batch_size"]}
+block_size = {p["block_size"]}
+total_batch_tokens = {p["batch_size"] * p["block_size"]}
+steps = {steps}
+warmup_steps = {min(WARMUP_STEPS, steps)}
+seed = {seed}
+"""
+    write_text(path, text)
+
+
+def plot_curves(path: Path, trials: list[FrozenTrial], space: dict, names: list[str]) -> None:
+    """Validation loss against steps: a panel for each named hyper-parameter, in its colours."""
+    figure = Figure(figsize=(max(8, 3 * len(names) + 1), 4.5), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axes, name in zip(panels, names, strict=True):
+        plot_losses(axes, trials, name, space[name])
+        axes.legend(title=name, fontsize=8)
+    panels[0].set_ylabel("validation loss")
+    figure.suptitle("one line per trial; × where one failed")
+    save_figure(figure, path)
+
+
+def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> None:
+    """A line a trial, coloured by its value of the hyper-parameter `name`: validation loss against
+    steps, on log axes. Where a trial failed, a × at the upper edge."""
+    palette = colormaps["tab10"] if len(values) <= 10 else colormaps["turbo"].resampled(len(values))
+    colors = {value: palette(k) for k, value in enumerate(sorted(values))}
+    for value, color in colors.items():
+        axes.plot([], [], color=color, label=f"{value:g}")  # for the legend
+    for trial in trials:
+        style = {"color": colors[trial.params[name]], "linewidth": 1.2, "alpha": 0.85}
+        curve = trial.user_attrs["curve"]
+        axes.plot([step for step, _, _ in curve], [loss for _, _, loss in curve], ".-", **style)
+        if trial.value is None:
+            where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot([trial.user_attrs["step"] or 1], [1], "x", **style, **where)  # no log of 0
+    axes.set(xscale="log", yscale="log", xlabel="step")
+    ends = sorted({trial.user_attrs["step"] for trial in trials if trial.value is not None})
+    axes.set_xticks(ends, ends)  # of the phases
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")  # 6, not 6 × 10⁰
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")

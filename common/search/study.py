@@ -1,82 +1,113 @@
 """A search in phases: many trials are trained for a few steps, the best of them for more, and so
 on. A trial that is promoted resumes from its checkpoint: no step is trained twice.
 
-Optuna keeps the trials and their losses in study.db, a study a phase, and samples those of the
-first. Several processes may work on one folder: each takes its trials under a lock, and a trial
-whose process has died is free again.
+Optuna keeps the trials and their losses in study.db, a study a phase. Several processes may work on
+one folder: each takes its trials under a lock, and a trial whose process has died is free again.
 """
 
-import contextlib
+import json
+import math
 import shutil
 import warnings
 from pathlib import Path
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from common.kit.disk import lock
-from common.search.phases import Phase, steps_of
-from common.search.sampling import sample
+from common.kit.cli import UserError
+from common.kit.disk import check_room, lock, run_folder, write_json
+from common.run.resume import BYTES_IN_CHECKPOINT
+from common.search.phases import Phase, distributions, largest, new_values, read_description
 from common.search.trial import Trial
 
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # study.db is damaged, or the disk full
 MAX_DEATHS = 3  # of processes in a row that trained a trial, before it counts as failed
 
 
+def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> "Search":
+    """The search in --out, new or begun with the same options. Raises UserError for another."""
+    size = math.prod(map(len, space.values()))
+    if size < phases[0].trials:
+        raise UserError(f"--phases wants {phases[0].trials} trials, and the space has {size}: "
+                        "widen it, or ask for fewer")  # fmt: skip
+    given = {name: list(values) for name, values in space.items()} | {"text": text}
+    given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
+    folder = run_folder(options.out)
+    file = folder / "search.json"
+    if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise UserError(f"{options.out} holds something else: give another --out")
+    held = lock(folder / ".lock", wait=True)
+    there = read_description(file, given) if file.exists() else given
+    for name in sorted(given.keys() | there.keys()):
+        if given.get(name) != there.get(name):
+            old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
+            raise UserError(f"the search in {folder} has {name} {old}, not {new}: give that, or "
+                            "another --out")  # fmt: skip
+    if not file.exists():
+        promoted = phases[min(1, len(phases) - 1)].trials
+        need = BYTES_IN_CHECKPOINT * largest(space) * (promoted + 1)
+        check_room(folder, need, "the checkpoints")
+        write_json(file, given)
+    held.release()
+    return Search(folder, phases, space, options.sampler, options.seed)
+
+
+def number_of(trial: FrozenTrial) -> int:
+    return trial.user_attrs["number"]  # not Optuna's, which is another in each phase
+
+
 class Search:
-    """The state of a search, in a folder that processes share. Space: the values of each
-    hyper-parameter; sampler: grid, random or tpe."""
+    """The state of a search, in a folder that processes share: while one has `lock`, no other
+    writes. Space: the values of each hyper-parameter; sampler: grid, random or tpe."""
 
     def __init__(
         self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str, seed: int
     ):
         self.folder, self.phases, self.space = folder, phases, space
         self.sampler, self.seed = sampler, seed
-        self.distributions = {name: CategoricalDistribution(v) for name, v in space.items()}
+        self.lock = FileLock(folder / ".lock")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", "The reported value is ignored")  # after a resume
-        with self.locked():
-            storage = optuna.storages.get_storage(f"sqlite:///{folder / 'study.db'}")
-            names = [f"phase {k + 1}" for k in range(len(phases))]
-            how = {"storage": storage, "load_if_exists": True}
-            self.studies = [optuna.create_study(study_name=name, **how) for name in names]
+        with self.lock:
+            self.studies = self._open()
 
-    @contextlib.contextmanager
-    def locked(self):
-        """Within the block, no other process writes into the folder."""
-        held = lock(self.folder / ".lock", wait=True)
+    def _open(self) -> list[optuna.Study]:
+        """The studies of the phases, new if no trial was taken yet. Later, a study.db without them
+        is damaged."""
+        names = [f"phase {k + 1}" for k in range(len(self.phases))]
         try:
-            yield
-        finally:
-            held.release()
+            storage = optuna.storages.get_storage(f"sqlite:///{self.folder / 'study.db'}")
+            if (self.folder / "trials").exists():
+                return [optuna.load_study(study_name=name, storage=storage) for name in names]
+            how = {"storage": storage, "load_if_exists": True}
+            return [optuna.create_study(study_name=name, **how) for name in names]
+        except (KeyError, RuntimeError) as error:  # no such study; of another version of Optuna
+            raise StorageInternalError from error
 
     def trials(self, k: int) -> list[FrozenTrial]:
-        """The trials of a phase, without samples that repeated others or were cut off."""
-        trials = self.studies[k].get_trials(deepcopy=False)
-        return [trial for trial in trials if "number" in trial.user_attrs]
+        return self.studies[k].get_trials(deepcopy=False)
 
     def complete(self, k: int) -> list[FrozenTrial]:
         """A phase's trials that came to its end, best first."""
         done = [trial for trial in self.trials(k) if trial.state == TrialState.COMPLETE]
         return sorted(done, key=lambda trial: trial.value)
 
+    def finished(self, k: int) -> list[FrozenTrial]:
+        """A phase's trials that came to its end or failed in it."""
+        return [trial for trial in self.trials(k) if trial.state.is_finished()]
+
     def latest(self) -> dict[int, FrozenTrial]:
         """Each trial by its number, in the last phase that it came to the end of, or failed in."""
-        return {
-            trial.user_attrs["number"]: trial
-            for k in range(len(self.phases))
-            for trial in self.trials(k)
-            if trial.state.is_finished()
-        }
+        ks = range(len(self.phases))
+        return {number_of(trial): trial for k in ks for trial in self.finished(k)}
 
     def steps_done(self) -> int:
         """Of all trials that came to the end of a phase, or failed in it."""
-        added = enumerate(steps_of(self.phases))
-        return sum(steps * sum(t.state.is_finished() for t in self.trials(k)) for k, steps in added)
+        return sum(p.steps * len(self.finished(k)) for k, p in enumerate(self.phases))
 
     def size(self, k: int) -> int:
         """How many trials a phase has, once the one before is over."""
@@ -85,59 +116,62 @@ class Search:
 
     def phase(self) -> int | None:
         """The phase under way; None if all are over."""
-        for k in range(len(self.phases)):
-            trials = self.trials(k)
-            if len(trials) < self.size(k) or not all(t.state.is_finished() for t in trials):
-                return k
-        return None
+        ks = range(len(self.phases))
+        return next((k for k in ks if len(self.finished(k)) < self.size(k)), None)
 
     def take(self) -> Trial | None:
         """The next trial to train. None if other processes train all that are left, or none is:
         see `phase`."""
-        with self.locked():
+        with self.lock:
             k = self.phase()
             if k is None:
                 return None
-            trials = self.trials(k)
-            for trial in trials:  # being trained, or left by a process that died
-                if trial.state == TrialState.RUNNING:
-                    if found := self._take(k, optuna.Trial(self.studies[k], trial._trial_id)):
-                        return found
-            if any(trial.state == TrialState.WAITING for trial in trials):  # a kill left it so
-                return self._take(k, self.studies[k].ask(self.distributions))
-            if len(trials) < self.size(k):
-                return self._take(k, self._promote(k) if k else sample(self))
-        return None
+            for noted in self.trials(k):
+                running = noted.state == TrialState.RUNNING  # or left by a process that died
+                if running and (trial := self._take(k, noted)):
+                    return trial
+            return self._take(k, self._add(k)) if len(self.trials(k)) < self.size(k) else None
 
-    def _take(self, k: int, asked: optuna.Trial) -> Trial | None:
+    def _add(self, k: int) -> FrozenTrial:
+        """Note a new trial in phase k, in one transaction: a kill leaves all of it or nothing."""
+        there = self.trials(k)
+        if k == 0:
+            number, values = len(there), new_values(self.space, self.sampler, self.seed, there)
+        else:
+            self._remove_losers(k - 1)  # a kill may have left some
+            numbers = {number_of(trial) for trial in there}
+            best = next(t for t in self.complete(k - 1) if number_of(t) not in numbers)
+            number, values = number_of(best), best.params
+        how = {"params": values, "distributions": distributions(self.space)}
+        attrs = {"number": number}
+        self.studies[k].add_trial(create_trial(state=TrialState.RUNNING, user_attrs=attrs, **how))
+        return self.trials(k)[-1]
+
+    def _take(self, k: int, noted: FrozenTrial) -> Trial | None:
         """A trial for this process. None if another process trains it, or if all that did have
         died, as a process does that takes too much memory: then it has failed."""
-        number, deaths = asked.user_attrs["number"], asked.user_attrs.get("deaths", -1) + 1
-        folder = self.folder_of(number)
+        folder = self.folder_of(noted)
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock")
         if held is None:
             return None
-        # A kill while the trial was asked for may have left some of its values open.
-        values = {name: asked.suggest_categorical(name, choices.choices)
-                  for name, choices in self.distributions.items()}  # fmt: skip
-        last = self.phases[k].steps
-        first = last - steps_of(self.phases)[k]
-        trial = Trial(k, number, values, first, last, folder, held, asked)
-        if deaths == MAX_DEATHS:
-            self._tell(trial, f"{deaths} processes died of it")
+        asked = optuna.Trial(self.studies[k], noted._trial_id)
+        trial = Trial(k, number_of(noted), noted.params, self.phases[k], folder, held, asked)
+        starts = noted.user_attrs.get("starts", 0)
+        if starts == MAX_DEATHS:
+            self.tell(trial, f"{starts} processes died of it")
             return None
-        asked.set_user_attr("deaths", deaths)
+        asked.set_user_attr("starts", starts + 1)
         return trial
 
-    def folder_of(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04d}"
+    def folder_of(self, trial: FrozenTrial) -> Path:
+        return self.folder / "trials" / f"{number_of(trial):04d}"
 
     def alive(self, trial: Trial) -> None:
         """Note that a trial's process came this far: what ends it now is not the trial. Report its
         validation loss, for Optuna's dashboard."""
-        with self.locked():
-            trial.asked.set_user_attr("deaths", -1)
+        with self.lock:
+            trial.asked.set_user_attr("starts", 0)
             if trial.curve:
                 step, _, val_loss = trial.curve[-1]
                 trial.asked.report(val_loss, step)
@@ -145,36 +179,19 @@ class Search:
     def tell(self, trial: Trial, reason: str | None = None) -> None:
         """Note how a trial ended: with the last loss of its curve, or failed for a reason. It is
         free then. What can't be promoted loses its checkpoint, which is as large as its model."""
-        with self.locked():
-            self._tell(trial, reason)
-            if trial.phase + 1 < len(self.phases):
-                self._remove_losers(trial.phase)
-
-    def _tell(self, trial: Trial, reason: str | None) -> None:
-        facts = {"step": trial.step, "seconds": trial.seconds, "curve": trial.curve}
-        for name, value in (facts | ({"reason": reason} if reason else {})).items():
-            trial.asked.set_user_attr(name, value)
-        if reason:
-            self.studies[trial.phase].tell(trial.asked, state=TrialState.FAIL)
-        else:
-            self.studies[trial.phase].tell(trial.asked, trial.curve[-1][2])
-        trial.lock.release()
-
-    def ask(self, k: int, values: dict, number: int) -> optuna.Trial:
-        """A trial of phase k with these values."""
-        self.studies[k].enqueue_trial(values, {"number": number})
-        return self.studies[k].ask(self.distributions)
-
-    def _promote(self, k: int) -> optuna.Trial:
-        """The best of the phase before that is not in phase k yet."""
-        self._remove_losers(k - 1)  # a kill may have left some
-        there = {trial.user_attrs["number"] for trial in self.trials(k)}
-        trial = next(t for t in self.complete(k - 1) if t.user_attrs["number"] not in there)
-        return self.ask(k, trial.params, trial.user_attrs["number"])
+        with self.lock:
+            for name in ("step", "seconds", "curve"):
+                trial.asked.set_user_attr(name, getattr(trial, name))
+            trial.asked.set_user_attr("reason", reason)
+            end = {"state": TrialState.FAIL} if reason else {"values": trial.curve[-1][2]}
+            self.studies[trial.k].tell(trial.asked, **end)
+            trial.lock.release()
+            if trial.k + 1 < len(self.phases):
+                self._remove_losers(trial.k)
 
     def _remove_losers(self, k: int) -> None:
         """Remove the checkpoints of trials that are not among phase k's best, and never will be."""
         best = self.complete(k)[: self.phases[k + 1].trials]
-        done = {t.user_attrs["number"] for t in self.trials(k) if t.state.is_finished()}
-        for number in done - {trial.user_attrs["number"] for trial in best}:
-            shutil.rmtree(self.folder_of(number) / "checkpoints", ignore_errors=True)
+        for trial in self.finished(k):
+            if trial not in best:
+                shutil.rmtree(self.folder_of(trial) / "checkpoints", ignore_errors=True)

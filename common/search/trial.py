@@ -13,6 +13,7 @@ from common.kit.cli import UserError
 from common.run import checkpoint
 from common.run.ranks import Ranks
 from common.run.resume import restore_state
+from common.search.phases import Phase
 
 
 class TrialFailed(Exception):
@@ -23,11 +24,10 @@ class TrialFailed(Exception):
 class Trial:
     """A trial that this process has taken, to train it up to the end of a phase."""
 
-    phase: int  # counted from 0
+    k: int  # which phase, counted from 0
     number: int  # counted from 0, the same in all phases
     values: dict  # its hyper-parameters, by name
-    first: int  # the step at which the phase begins,
-    last: int  # and ends
+    phase: Phase
     folder: Path
     lock: FileLock | None
     asked: optuna.Trial | None  # Optuna's own, which notes what becomes of it
@@ -49,8 +49,8 @@ class Trial:
         with contextlib.suppress(UserError):  # newest has printed what is damaged
             path = checkpoint.newest(folder)
             saved = path and checkpoint.read(path)
-            if saved and saved["config"] == self.values and saved["state"]["step"] <= self.last:
-                state = saved["state"]
+            state = saved["state"] if saved and saved["config"] == self.values else None
+            if state and state["step"] <= self.phase.last:
                 restore_state(path, state, model, optimizer, scaler, batches, Ranks(device))
                 self.step, self.seconds = state["step"], state["seconds"]
                 self.curve = state["curve"]
