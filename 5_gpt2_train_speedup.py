@@ -14,10 +14,8 @@ the reason. Then come Hugging Face's model, compiled alike, and rung 0 again, wh
 (drift) shows how steady the machine was.
 """
 
-import os
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -25,7 +23,7 @@ from common.data import Batches, load_tokens
 from common.evals import evaluate
 from common.kit.cli import UserError, duration, run
 from common.kit.device import describe, pick_device, release_memory, seed_everything
-from common.kit.disk import run_folder
+from common.kit.disk import check_json, run_folder
 from common.kit.measure import PeakMemory
 from common.ladder import WARMUP_STEPS, Ladder, Rung
 from common.model import GPT, GPTConfig
@@ -163,9 +161,7 @@ def main(options: Options) -> None:
         raise UserError(f"--rungs {' '.join(map(str, options.rungs))}: give some of 0 to 5")
     if options.steps <= WARMUP_STEPS:
         raise UserError(f"--steps is {options.steps}: give {WARMUP_STEPS + 1} or more")
-    json_file = Path(options.json or "ladder.json")
-    if json_file.is_dir() or not os.access(json_file.parent, os.W_OK):
-        raise UserError(f"--json {options.json} can't be written: give a file in a folder of yours")
+    check_json(options.json)
     B, T = options.batch_size, options.block_size
     config, device = preset(options.model, T), pick_device(options.device)
     seed_everything(options.seed)

@@ -47,6 +47,11 @@ class Rung:
     def median_ms(self) -> float:
         return median(self.timed)
 
+    @property
+    def share(self) -> float:
+        """How near to the machine's limit, 0 to 1."""
+        return self.mfu
+
 
 class Ladder:
     """The rungs measured so far, printed as they come, with throughput and ratios of median times.
@@ -54,39 +59,51 @@ class Ladder:
     MFU counts the FLOPs of config in every row: padding costs time, but earns no FLOPs.
     """
 
+    unit, limit = "step", "MFU"
+    columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
+
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
         self.tokens, self.flops = B * T, config.flops_per_token(T)
         self.device, self.rungs, self.peaks = device, [], {}
-        print(f"{'rung':<14}{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
-              f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}")  # fmt: skip
+        self.print_header()
+
+    def print_header(self) -> None:
+        print(f"{'rung':<13}{f'ms/{self.unit}':>9}{'spread':>8}{'tokens/s':>9}{'×prev':>6}"
+              f"{'×first':>7}{self.columns}")  # fmt: skip
 
     def skip(self, name: str, reason: str) -> None:
         self.rungs.append(Rung(name, skipped=reason))
         print(f"{name:<14} skipped: {reason}")
 
     def add(self, rung: Rung, previous: Rung | None = None) -> None:
-        """Compute and print the row of a measured rung. Raises AssertionError if its first loss is
-        not rung 0's: a fast wrong number is no speed-up."""
+        """Check a measured rung, compute its ratios, and print its row."""
         first = self.rungs[0] if self.rungs else rung
+        own = self.check(rung, first)
+        rung.times_previous = previous and previous.median_ms / rung.median_ms
+        rung.times_first = first.median_ms / rung.median_ms
+        self.rungs.append(rung)
+        times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
+        print(
+            f"{rung.name:<14}{rung.median_ms:>8.1f}{f'±{spread(rung.timed):.1%}':>8}"
+            f"{rung.tokens_per_s:>9,.0f}{times_previous:>6}{rung.times_first:>7.2f}{own}"
+        )
+
+    def check(self, rung: Rung, first: Rung) -> str:
+        """Compute a rung's throughput. Returns the cells of `columns`. Raises AssertionError if its
+        first loss is not the first rung's: a fast wrong number is no speed-up."""
         difference = rung.loss - first.loss
         if not abs(difference) <= MAX_LOSS_DIFFERENCE:  # nan too
             raise AssertionError(f"{rung.name}: loss {rung.loss:.4f}, but {first.loss:.4f} in fp32")
         rung.tokens_per_s = self.tokens / rung.median_ms * 1000
         rung.mfu = self.flops * rung.tokens_per_s / self.peak(getattr(torch, rung.dtype))
-        rung.times_previous = previous and previous.median_ms / rung.median_ms
-        rung.times_first = first.median_ms / rung.median_ms
-        self.rungs.append(rung)
         gb = f"{rung.peak_bytes / 1e9:.1f}" if rung.peak_bytes else "–"
-        times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
-        print(f"{rung.name:<14}{rung.median_ms:>8.1f}{f'±{spread(rung.timed):.1%}':>8}"
-              f"{rung.tokens_per_s:>9,.0f}{times_previous:>6}{rung.times_first:>7.2f}"
-              f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}")  # fmt: skip
+        return f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}"
 
     def why_unreliable(self) -> str | None:
         """What shows that the machine was busy with other work, or None. The last rung is the first
         one measured again."""
         measured = [rung for rung in self.rungs if rung.ms]
-        highest = max(rung.mfu for rung in measured)
+        highest = max(rung.share for rung in measured)
         if highest > 1:
             return f"a row is at {highest:.0%} of the peak"
         drift = measured[-1].median_ms / measured[0].median_ms
@@ -105,26 +122,27 @@ class Ladder:
         """Plot what was measured, even if not all was, and write all numbers if asked to."""
         if not any(rung.ms for rung in self.rungs):
             return
-        plot_ladder(picture, self.rungs, title)
+        plot_ladder(picture, self, title)
         print(f"saved: {picture}")
         if json_file:
-            peaks = {f"{dtype}, {mode}": flops for (dtype, mode), flops in self.peaks.items()}
+            peaks = {", ".join(map(str, kind)): peak for kind, peak in self.peaks.items()}
             numbers = {"title": title, "peaks": peaks, "rungs": [asdict(r) for r in self.rungs]}
             Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-def plot_ladder(path: Path, rungs: list[Rung], title: str) -> None:
-    """One bar per rung, as long as its step takes."""
+def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
+    """One bar per rung, as long as a step takes."""
     from matplotlib.figure import Figure  # half a second to import
 
-    rungs = [rung for rung in rungs if rung.ms]
+    rungs = [rung for rung in ladder.rungs if rung.ms]
     figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
     names, ms = [rung.name for rung in rungs], [rung.median_ms for rung in rungs]
     bars = axes.barh(names, ms, color=colors)
-    axes.bar_label(bars, [f" {rung.times_first:.2f}×, MFU {rung.mfu:.0%}" for rung in rungs])
+    labels = [f" {r.times_first:.2f}×, {ladder.limit} {r.share:.0%}" for r in rungs]
+    axes.bar_label(bars, labels)
     axes.invert_yaxis()
     axes.margins(x=0.3)
-    axes.set(xlabel="ms per step (median)", title=title)
+    axes.set(xlabel=f"ms per {ladder.unit} (median)", title=title)
     save_figure(figure, path)

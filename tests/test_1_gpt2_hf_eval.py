@@ -247,7 +247,7 @@ def test_a_loss_beyond_all_bounds_can_be_printed():
 
 def test_the_script_on_a_folder(folder, text_file, tmp_path):
     done = run_script(
-        1, "--model", str(folder), "--data", str(text_file), "--device", "cpu", "--export", "out",
+        1, "--model", folder.name, "--data", str(text_file), "--device", "cpu", "--export", "out",
         "--prompt", "To be", "--max-new-tokens", "5", "--eval-tokens", "300", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr

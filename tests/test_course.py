@@ -15,6 +15,7 @@ from readme_table import delta, train_lines  # noqa: E402
 ROOT_MODULES = {
     "model": 0, "presets": 0, "tokenizer": 1, "pretrained": 1, "generate": 1, "evals": 1,
     "hellaswag": 1, "data": 3, "init": 4, "speed": 5, "ladder": 5, "optim": 6,
+    "decode": 9, "quantize": 9, "bandwidth": 9, "talk": 9,
 }  # fmt: skip
 # A room → the rooms that it may import; "" is the root.
 ROOMS = {
@@ -160,6 +161,8 @@ def test_options_have_one_name_everywhere():
             "eval_hellaswag", "hellaswag_file", "hellaswag_limit", "checkpoint_every", "keep",
             "resume", "restart", "shard", "tensorboard"},
         8: {"phases", "sampler", "n_embd", "n_layer", "n_head", "eval_tokens"},
+        9: {"prompt", "interactive", "max_new_tokens", "stop", "samples", "temperature", "top_k",
+            "top_p", "compile", "rungs", "eval_tokens", "json"},
     }  # fmt: skip
     for stage, path in SCRIPTS.items():
         options = next(

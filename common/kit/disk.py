@@ -27,6 +27,13 @@ def run_folder(out: str) -> Path:
     return folder
 
 
+def check_json(option: str | None) -> None:
+    """Raises UserError if the file given as --json can't be written."""
+    file = Path(option or "numbers.json").expanduser()
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise UserError(f"--json {option} can't be written: give a file in a folder of yours")
+
+
 def check_room(folder: Path, need: float, what: str) -> None:
     """Raises UserError if the disk lacks `need` bytes for `folder`, which need not exist yet.
     The files already in it count as room: they will be overwritten."""

@@ -44,6 +44,13 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes/s that the device reads from its memory: the fastest of some sums over 1 GB."""
+    a = torch.ones(2**28, device=device)
+    a.sum()
+    return a.nbytes / min(timed(a.sum, device)[0] for _ in range(10))
+
+
 class PeakMemory:
     """Peak memory in bytes from here on: of the GPU, or of this process where Linux counts it."""
 

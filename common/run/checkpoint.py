@@ -20,10 +20,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.disk import replace_folder, sha256, sync
+from common.model import GPT, GPTConfig
 from common.run.ranks import Ranks
 
 TENSORS = ("model", "optimizer", "random")
@@ -152,3 +154,10 @@ def why_damaged(path: Path) -> str | None:
 def read(path: Path) -> dict[str, dict]:
     """A checkpoint's TEXTS, by name."""
     return {name: json.loads((path / f"{name}.json").read_text()) for name in TEXTS}
+
+
+def load_model(path: Path) -> GPT:
+    """A checkpoint's model, on the CPU."""
+    model = tie_weights(GPT(GPTConfig(**read(path)["model"])))
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=False)  # the head is tied
+    return model.eval()

@@ -1,0 +1,253 @@
+"""Stage 9: a ladder of decoding speed, and a model that one can talk to.
+
+New here: common/decode.py (a cache of keys and values), common/quantize.py (weights in 16 and 8
+bits) and common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the
+table.
+
+    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 5 minutes on two CPU cores
+    python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
+    python 9_gpt2_generate_speedup.py --model gpt2 --interactive
+
+The first command decodes the same tokens again and again, a row a rung, each on top of the ones
+before. A new token needs few operations, but all weights: its time can't be less than that of
+reading them from memory. You will see the time of a token, and the share of the memory's
+bandwidth that this amounts to; the time to the first token, when the prompt is read; the share of
+tokens that are rung 0's; and what smaller weights cost in bits per byte of validation text. Then
+come Hugging Face's `generate`, and rung 0 again.
+
+The others stream a text. --interactive goes on from all that was said so far; Ctrl-C ends an
+answer, Ctrl-D the session.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from textwrap import fill
+from typing import Literal
+
+import torch
+
+from common.bandwidth import DecodeLadder, DecodeRung, cache_bytes_per_token, compare_hugging_face
+from common.data import load_tokens
+from common.decode import Decoder, FixedCache, GrowingCache, compiled_step, decode
+from common.evals import evaluate
+from common.generate import generate
+from common.kit.cli import UserError, run
+from common.kit.device import describe, pick_device, release_memory, seed_everything
+from common.kit.disk import check_json, run_folder
+from common.kit.measure import timed
+from common.ladder import WARMUP_STEPS
+from common.model import GPT
+from common.presets import preset
+from common.pretrained import HubUnreachable, from_hugging_face
+from common.quantize import bytes_per_token, quantized
+from common.run import checkpoint
+from common.speed import Setting, autocast_dtype, build, why_not_compile
+from common.talk import Voice, converse
+from common.tokenizer import gpt2_tokenizer
+
+PROMPT = "Hello, I'm a language model,"  # of the ladder
+LONG = 1000  # new tokens, for which compiling pays
+
+
+@dataclass
+class Options:
+    model: str = "gpt2"  # a Hub name, a folder in Hugging Face's format, or a run of stage 6 or 7
+    prompt: str | None = None  # continue this text; without it, climb the ladder
+    interactive: bool = False  # continue one line after the other, as you type them
+    max_new_tokens: int = 256  # of a text, or an answer
+    stop: str | None = None  # end before this text; every text ends at <|endoftext|>
+    samples: int = 1  # how many texts
+    temperature: float = 0.8  # 0 is greedy, as the ladder is
+    top_k: int = 50  # sample from the k most probable tokens,
+    top_p: float = 1.0  # and of those from the fewest whose probabilities add up to p
+    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights; auto: for long texts
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # of the ladder; 0 comes always
+    data: str = "tinyshakespeare"  # its validation text gives the bits per byte
+    eval_tokens: int = 512  # validation tokens
+    seed: int = 42
+    out: str = "runs/9_generate"  # the ladder's folder
+    json: str | None = None  # also write all its numbers to this file
+    device: str = "auto"  # auto, cpu, cuda or mps
+
+
+def open_model(name: str, seed: int) -> GPT:
+    """The Hub's or a folder's model, or the newest weights in a run's folder. Without a network a
+    random GPT-2 takes the place of gpt2: its speed is the same."""
+    folder = Path(name).expanduser()
+    exported = folder / "hf" / "config.json"
+    saved = checkpoint.newest(folder / "checkpoints")
+    if saved and not (exported.exists() and exported.stat().st_mtime > saved.stat().st_mtime):
+        print(f"model: {saved}")
+        return checkpoint.load_model(saved)
+    name = str(exported.parent) if exported.exists() else name
+    try:
+        model = from_hugging_face(name)
+        print(f"model: {name}")
+        return model
+    except HubUnreachable as error:
+        why = f"{name} can't be downloaded from the Hub ({error})"
+        if name != "gpt2":
+            raise UserError(f"{why}: try again, or give a folder as --model") from None
+        print(fill(f"model: {why}: a random GPT-2 of 124M takes its place, as fast", 79,
+                   subsequent_indent="  "))  # fmt: skip
+        return build(preset("gpt2"), Setting(), seed)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a rung decodes. As it stands: as stage 1 does."""
+
+    cache: Callable | None = None
+    compile: bool = False
+    bits: int = 32  # of a weight
+    B: int = 1  # texts at once
+
+
+def speedups(device: torch.device) -> list[tuple]:
+    """The name of each rung, what it changes, and why."""
+    # Many rows are work for the arithmetic, which must be native. One row only waits for weights.
+    native = 16 if autocast_dtype(device) else 32
+    return [
+        ("whole text", {}, "stage 1: the whole text again for each token"),
+        ("cache", {"cache": GrowingCache}, "keys and values are kept: a token is read once"),
+        ("fixed cache", {"cache": FixedCache}, "no copies, and no shape that changes"),
+        ("compile", {"compile": True}, "one graph for a token, sampling in it"),
+        ("16 bits", {"bits": 16}, "half the bytes to read"),
+        ("8 bits", {"bits": 8}, "a quarter of them"),
+        ("batch of 8", {"bits": native, "B": 8}, "8 tokens for one reading of the weights"),
+        ("batch of 64", {"B": 64}, "now the arithmetic takes the time"),
+    ]
+
+
+def small(model: GPT, bits: int) -> GPT:
+    """A copy of the model with weights of so many bits."""
+    native = autocast_dtype(next(model.parameters()).device)
+    return quantized(model, bits, native or torch.bfloat16, native or torch.float32)
+
+
+@torch.no_grad()
+def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Stage 1's way: yield the next ids (B, 1), endlessly."""
+    while True:
+        ids = generate(model, ids, 1, temperature=0)
+        yield ids[:, -1:]
+
+
+def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
+    """Decode n new tokens after ids (1, T)."""
+    rung = DecodeRung(name, "float32" if way.bits == 32 else f"{way.bits} bits", B=way.B)
+    ids, S = ids.expand(way.B, -1), ids.size(1) + n
+    if way.compile:
+        model = small(model, way.bits)
+    if way.cache:
+        decoder = Decoder(model, way.B, S, way.cache, temperature=0)
+        tokens = decode(decoder, ids, step=compiled_step(decoder) if way.compile else None)
+    else:
+        tokens = whole_text(model, ids)
+    rung.watch(islice(tokens, n))
+    in_cache = {FixedCache: S, GrowingCache: S - n // 2}.get(way.cache, 0)  # tokens, on average
+    rung.bytes_read = bytes_per_token(model) + way.B * in_cache * cache_bytes_per_token(model)
+    rung.bits_per_byte = evaluate(model, val, model.config.block_size).bits_per_byte
+    return rung
+
+
+def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, options: Options) -> None:
+    """Measure one rung after the other, Hugging Face's `generate`, and the first rung again."""
+    n, way, previous = options.max_new_tokens, Way(), None
+    for k, (name, change, _) in enumerate(speedups(ids.device)):
+        if k > max(options.rungs):
+            break
+        reason = why_not_compile(ids.device) if k >= 3 else None  # they all compile
+        if reason:
+            ladder.skip(f"{k} {name}", reason)
+            continue
+        way = replace(way, **change)
+        if k == 0 or k in options.rungs:
+            rung = measure(f"{k} {name}", way, model, ids, val, n if way.B == 1 else min(n, 32))
+            release_memory()
+            ladder.add(rung, previous)
+            previous = rung
+    compare_hugging_face(ladder, model, ids, min(n, 64))
+    first = ladder.rungs[0]
+    again = DecodeRung("0 again", ids=first.ids, bytes_read=first.bytes_read)
+    text = torch.cat((ids, torch.tensor(first.ids, device=ids.device)), dim=1)
+    for T in range(ids.size(1), text.size(1), 8):  # every eighth token
+        seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
+        again.ms.append(seconds * 1000)
+    ladder.add(again)
+    print(f"{'':14} drift: {again.median_ms / first.median_ms:.2f} of the first time")
+    if reason := ladder.why_unreliable():
+        print(f"unreliable, the machine was busy: {reason}")
+
+
+def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
+    """Print the ladder, and save its picture."""
+    n, prompt = options.max_new_tokens, gpt2_tokenizer().encode_ordinary(PROMPT)
+    room = model.config.block_size - len(prompt)
+    if not WARMUP_STEPS < n <= room:
+        raise UserError(f"--max-new-tokens is {n}: give {WARMUP_STEPS + 1} to {room}")
+    val = load_tokens(options.data).val[: options.eval_tokens].astype("int64")
+    folder = run_folder(options.out)
+    (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
+    print(f"greedy: {n} new tokens after a prompt of {len(prompt)}")
+    for k, (name, _, why) in enumerate(speedups(device)):
+        print(f"  {k} {name:<12} {why}")
+    ladder = DecodeLadder(device)
+    try:
+        ids = torch.tensor([prompt], device=device)
+        climb(ladder, model, ids, torch.from_numpy(val), options)
+    finally:
+        title = f"{options.model}, {n} new tokens, {describe(device)}"
+        ladder.save(folder / "ladder.png", options.json, title)
+
+
+def voice(model: GPT, S: int, options: Options) -> Voice:
+    """The model, ready to continue texts of up to S tokens: compiled, if that pays."""
+    device = next(model.parameters()).device
+    long = options.interactive or options.samples * options.max_new_tokens >= LONG
+    reason = "to compile takes half a minute; --compile yes does"
+    if options.compile == "yes" or (options.compile == "auto" and long):
+        reason = why_not_compile(device)
+    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
+    sampling = (options.temperature, options.top_k, options.top_p)
+    decoder = Decoder(model if reason else small(model, 8), 1, S, FixedCache, *sampling)
+    step = None if reason else compiled_step(decoder)
+    return Voice(decoder, step, options.max_new_tokens, options.stop)
+
+
+def main(options: Options) -> None:
+    if not options.rungs or not set(options.rungs) <= set(range(8)):
+        raise UserError(f"--rungs {' '.join(map(str, options.rungs))}: give some of 0 to 7")
+    check_json(options.json)
+    n_prompt = len(gpt2_tokenizer().encode_ordinary(options.prompt or ""))
+    device = pick_device(options.device)
+    seed_everything(options.seed)
+    model = open_model(options.model, options.seed).to(device).eval()
+    block_size = model.config.block_size
+    if n_prompt > block_size:
+        found = f"{n_prompt} tokens long, the model's block size is {block_size}"
+        raise UserError(f"the prompt is {found}: shorten the prompt")
+    if options.interactive:
+        import readline  # noqa: F401  # editing and history for input()
+
+        converse(voice(model, block_size, options), options.seed)
+    elif options.prompt is not None:
+        speaker = voice(model, min(block_size, n_prompt + options.max_new_tokens), options)
+        for k in range(options.samples):
+            print(options.prompt, end="")
+            for piece in speaker.continue_text(options.prompt, options.seed + k):
+                print(piece, end="", flush=True)
+            print()
+    else:
+        show_ladder(model, options, device)
+
+
+if __name__ == "__main__":
+    run(main, Options)
+
+# To try:
+#   python 9_gpt2_generate_speedup.py --rungs 1 5 --max-new-tokens 100
+#   python 9_gpt2_generate_speedup.py --model runs/6_hyparam --prompt "KING:" --stop "\n\n"
+#   python 9_gpt2_generate_speedup.py --model gpt2-xl --interactive --compile no

@@ -1,0 +1,127 @@
+"""The table of stage 9: the time of a new token, beside that of reading the memory."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from common.kit.measure import read_bandwidth
+from common.ladder import Ladder, Rung
+from common.pretrained import as_hugging_face
+from common.quantize import bytes_per_token
+from common.speed import autocast_dtype, why_not_compile
+
+
+@dataclass
+class DecodeRung(Rung):
+    """A row. Its ms are of each new token; the first one includes reading the prompt."""
+
+    B: int = 1  # texts decoded at once
+    bytes_read: int = 0  # of memory for each step: weights and cache
+    ids: list[list[int]] = field(default_factory=list)  # the new tokens of each text
+    bits_per_byte: float | None = None  # of validation text, with this rung's weights
+    bandwidth: float = 0.0  # share of the memory's, 0 to 1
+    same_ids: float | None = None  # share of the first rung's ids up to the first other one
+
+    def watch(self, tokens) -> None:
+        """Note each of the new ids (B, 1), and when it comes."""
+        self.ids = [[] for _ in range(self.B)]
+        start = time.perf_counter()
+        for next_ids in tokens:
+            for row, (i,) in zip(self.ids, next_ids.tolist(), strict=True):  # waits for the device
+                row.append(i)
+            now = time.perf_counter()
+            self.ms.append((now - start) * 1000)
+            start = now
+
+    @property
+    def share(self) -> float:
+        return self.bandwidth
+
+
+class DecodeLadder(Ladder):
+    """The rungs, each with its share of the memory's bandwidth, and checked against the first."""
+
+    unit, limit = "token", "bandwidth"
+    columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
+
+    def __init__(self, device: torch.device):
+        self.device, self.rungs = device, []
+        self.peaks = {("bytes/s",): read_bandwidth(device)}
+        print(f"memory: {self.peaks['bytes/s',] / 1e9:.1f} GB/s, a sum over 1 GB\n")
+        self.print_header()
+
+    def fastest(self, prefix: str = "") -> DecodeRung:
+        """Of those of one text whose names begin so."""
+        rungs = [r for r in self.rungs if r.ms and r.B == 1 and r.name.startswith(prefix)]
+        return max(rungs, key=lambda rung: rung.tokens_per_s)
+
+    def check(self, rung: DecodeRung, first: DecodeRung) -> str:
+        rung.tokens_per_s = rung.B * 1000 / rung.median_ms
+        rung.bandwidth = rung.bytes_read / rung.median_ms * 1000 / self.peaks["bytes/s",]
+        rung.same_ids = share_of_ids(rung.ids, first.ids)
+        if rung.dtype == first.dtype and rung.same_ids < 1:
+            raise AssertionError(f"{rung.name}: other tokens than {first.name}'s in fp32")
+        change = ""
+        if rung.bits_per_byte:
+            change = f"{rung.bits_per_byte - first.bits_per_byte:+.4f}"
+        return f"{rung.ms[0]:>7.0f}{rung.bandwidth:>7.0%}{rung.same_ids:>6.0%}{change:>8}"
+
+
+def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
+    """The share of the new tokens that are the first rung's, up to the first other one: what
+    follows that continues another text."""
+    n = min(len(ids[0]), len(first[0]))
+    wrong = next((k for k in range(n) if ids[0][k] != first[0][k]), n)
+    return wrong / n
+
+
+def cache_bytes_per_token(model) -> int:
+    """The keys and values of one token, in fp32, in all layers."""
+    return model.config.n_layer * 2 * model.config.n_embd * 4
+
+
+class Stopwatch:
+    """A streamer for transformers' `generate`: notes each token, and when it comes."""
+
+    def __init__(self, rung: DecodeRung):
+        self.rung, self.start = rung, time.perf_counter()
+
+    def put(self, ids: torch.Tensor) -> None:
+        if self.rung.ids:  # the first call brings the prompt
+            self.rung.ids[0] += ids.tolist()
+            self.rung.ms.append((time.perf_counter() - self.start) * 1000)
+        else:
+            self.rung.ids.append([])
+        self.start = time.perf_counter()
+
+    def end(self) -> None:
+        pass
+
+
+@torch.no_grad()
+def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> DecodeRung:
+    """The time of transformers' own greedy `generate` of n tokens after ids (1, T), with its
+    cache."""
+    rung = DecodeRung(name, str(theirs.dtype).removeprefix("torch."))
+    rung.bytes_read = bytes_per_token(theirs)
+    theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
+        do_sample=False, streamer=Stopwatch(rung), **options,
+    )  # fmt: skip
+    return rung
+
+
+def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
+    """Measure transformers' `generate` on model's weights: in fp32, in 16 bits, and the faster of the
+    two compiled."""
+    theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
+    half = autocast_dtype(ids.device) or torch.bfloat16
+    for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", half)):
+        ladder.add(hugging_face(theirs.to(dtype), ids, n, name))
+    if not why_not_compile(ids.device):
+        theirs.to(half if ladder.fastest("HF").name == "HF 16 bits" else torch.float32)
+        theirs.forward = torch.compile(theirs.forward)
+        ladder.add(hugging_face(theirs, ids, n, "HF compiled", cache_implementation="static"))
+    times = ours.tokens_per_s / ladder.fastest("HF").tokens_per_s
+    print(f"{'':14} ours is {times:.2f} times as fast as Hugging Face's fastest")

@@ -1,0 +1,146 @@
+"""Decoding with a KV cache: what was read once is not read again.
+
+No position looks ahead, so the keys and values of a token never change. The prompt is read at once
+(prefill); then each new token is read alone, beside the keys and values of those before it. The
+model is stage 0's: this module walks through its parts from outside.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from common.model import GPT, CausalSelfAttention
+from common.speed import compiled
+from common.tokenizer import VOCAB_SIZE
+
+
+class GrowingCache(nn.Module):
+    """The keys and values of a layer, (B, nh, T, hs): a token longer, and copied, at each step."""
+
+    def __init__(self, model: GPT, B: int, S: int):
+        super().__init__()
+        self.k = self.v = None
+
+    def update(self, k, v, positions):
+        """Append those of new tokens at positions (T,). Returns all of them."""
+        if positions[0] > 0:
+            k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
+        self.k, self.v = k, v
+        return k, v
+
+
+class FixedCache(nn.Module):
+    """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. Zeros
+    lie behind the last token, where no query looks."""
+
+    def __init__(self, model: GPT, B: int, S: int):
+        super().__init__()
+        c, weight = model.config, model.transformer.wpe.weight
+        shape = (B, c.n_head, S, c.n_embd // c.n_head)
+        for name in ("k", "v"):
+            self.register_buffer(name, torch.zeros(shape, device=weight.device))
+
+    def update(self, k, v, positions):
+        self.k[:, :, positions], self.v[:, :, positions] = k, v
+        return self.k, self.v
+
+
+class Decoder(nn.Module):
+    """A model that predicts with a cache: B rows, equally long, up to S tokens in each.
+
+    temperature, top_k and top_p are those of `sample`.
+    """
+
+    def __init__(self, model: GPT, B: int, S: int, cache=FixedCache, temperature: float = 1.0,
+                 top_k: int | None = None, top_p: float = 1.0):  # fmt: skip
+        super().__init__()
+        self.model, self.S = model, S
+        self.caches = nn.ModuleList(cache(model, B, S) for _ in model.transformer.h)
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+
+    def forward(self, ids, positions, noise):
+        """The next ids (B, 1), after the tokens ids (B, T) at positions (T,). Reads all of them and
+        draws from the prediction by noise (B, k)."""
+        logits = read(self.model, ids, positions, self.caches)
+        return sample(logits, noise, self.temperature, self.top_k, self.top_p)
+
+
+def read(model: GPT, ids: torch.Tensor, positions: torch.Tensor, caches) -> torch.Tensor:
+    """Logits (B, vocab) after the last of the tokens ids (B, T), which are at positions (T,). The
+    caches hold every token before them, and afterwards these too."""
+    x = model.transformer.wte(ids) + model.transformer.wpe(positions)  # (B, T, C)
+    for block, cache in zip(model.transformer.h, caches, strict=True):
+        x = x + attend(block.attn, block.ln_1(x), positions, cache)
+        x = x + block.mlp(block.ln_2(x))
+    x = model.transformer.ln_f(x[:, -1:])  # only the last position predicts a new token
+    return model.lm_head(x)[:, 0, :VOCAB_SIZE].float()
+
+
+def attend(attn: CausalSelfAttention, x, positions, cache) -> torch.Tensor:
+    """As attn(x), x (B, T, C), but its tokens also see those in the cache."""
+    B, T, C = x.shape
+    q, k, v = (
+        part.view(B, T, attn.n_head, C // attn.n_head).transpose(1, 2)  # (B, nh, T, hs)
+        for part in attn.c_attn(x).split(C, dim=2)
+    )
+    k, v = cache.update(k, v, positions)  # (B, nh, S, hs)
+    scores = q @ k.transpose(-2, -1) / q.size(-1) ** 0.5  # (B, nh, T, S)
+    future = torch.arange(k.size(2), device=x.device) > positions[:, None]  # (T, S)
+    weights = F.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return attn.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C))
+
+
+def sample(logits, noise, temperature: float, top_k: int | None, top_p: float) -> torch.Tensor:
+    """The next ids (B, 1), from logits (B, vocab). Temperature 0 is greedy. top_k samples from the
+    k most probable tokens, top_p from the fewest whose probabilities add up to p (nucleus
+    sampling, Holtzman et al., 2020).
+
+    noise (B, k) is drawn from the exponential distribution: the largest probability / noise belongs
+    to each token as often as its probability says. torch.multinomial does the same inside.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits, candidates = logits.topk(min(top_k or VOCAB_SIZE, logits.size(-1)))  # (B, k), sorted
+    probabilities = torch.softmax((logits - logits[:, :1]) / temperature, dim=-1)
+    if top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities  # of the more probable ones
+        probabilities = probabilities.masked_fill(before >= top_p, 0)
+    return candidates.gather(-1, (probabilities / noise).argmax(dim=-1, keepdim=True))
+
+
+@torch.no_grad()
+def decode(decoder: Decoder, ids: torch.Tensor, seed: int = 0, step=None) -> Iterator[torch.Tensor]:
+    """Yield the next ids (B, 1) after the prompt ids (B, T) int64, endlessly.
+
+    step, e.g. a compiled decoder, reads one token at a time; decoder itself reads the prompt. When
+    S tokens are in the cache, decoding goes on from the last S / 2 of them: their positions change,
+    so they are read again. A text always begins at position 0, as in training.
+    """
+    k = min(decoder.top_k or VOCAB_SIZE, decoder.model.lm_head.weight.size(0), VOCAB_SIZE)
+    noise = torch.empty(ids.size(0), k, device=ids.device)
+    generator = torch.Generator(ids.device).manual_seed(seed)
+    ids, n_read = ids[:, -decoder.S :], 0
+    while True:
+        if ids.size(1) > decoder.S:
+            ids, n_read = ids[:, -(decoder.S // 2) :], 0
+        positions = torch.arange(n_read, ids.size(1), device=ids.device)
+        n_read = ids.size(1)
+        if decoder.temperature > 0:
+            noise.exponential_(generator=generator)
+        work = decoder if step is None or len(positions) > 1 else step
+        # A CUDA graph writes its result to the same place each time: keep a copy.
+        next_ids = work(ids[:, positions], positions, noise).clone()
+        yield next_ids
+        ids = torch.cat((ids, next_ids), dim=1)
+
+
+def compiled_step(decoder: Decoder):
+    """decoder as one compiled graph for one token, with sampling in it; on a GPU a CUDA graph."""
+    options = {
+        # A value that all rows of a matrix need, as LayerNorm's, is computed once, not in each row.
+        "realize_opcount_threshold": 2,
+        "triton.cudagraphs": next(decoder.parameters()).device.type == "cuda",
+    }
+    return compiled(decoder, **options)

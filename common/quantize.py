@@ -1,0 +1,102 @@
+"""Weights in 16 or 8 bits. Reading one token takes 2 operations for each weight: its time is the
+time to read the weights from memory, and half the bits are twice the speed.
+
+Only the weights are small. Activations, and all sums, stay fp32.
+"""
+
+import copy
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+
+class RowLinear(nn.Module):
+    """nn.Linear with weights of another dtype, for one row x: (1, 1, in) → (1, 1, out).
+
+    Each output is a sum of x times a row of weights. torch.compile makes that one loop, which
+    widens the weights in registers as it reads them. Eager, it would write them to memory first.
+    More rows than one are a matrix product in `dense_dtype`.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, dense_dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.dense_dtype, self.bias = dtype, dense_dtype, linear.bias
+        self.register_buffer("weight", self.store(linear.weight.detach()))
+
+    def store(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(self.dtype)
+
+    def dense(self) -> torch.Tensor:
+        """The weights (out, in), in any dtype."""
+        return self.weight
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """The product with one x (in,): (out,)."""
+        return (self.weight.float() * x).sum(-1)
+
+    def forward(self, x):
+        if x.numel() == x.size(-1):
+            y = self.sums(x.view(-1)).view(1, 1, -1)
+        else:
+            y = F.linear(x.to(self.dense_dtype), self.dense().to(self.dense_dtype)).float()
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Linear(RowLinear):
+    """RowLinear with weights of 8 bits, -127 to 127, and a scale for each output.
+
+    Four weights lie in a word of 32 bits, since compilers for CPUs load words faster than bytes: in
+    word i those of inputs i, i + n, i + 2n and i + 3n, where n is a quarter of the inputs. A mask
+    takes one out, multiplied by 1, 2^8, 2^16 or 2^24, for which x is divided. The upper byte is
+    signed as the word is; the other three are stored with 128 added.
+    """
+
+    def store(self, weight):
+        weight = F.pad(weight, (0, -weight.size(1) % 4))
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (out,)
+        self.register_buffer("scale", scale)
+        a, b, c, d = (weight / scale[:, None]).round().int().chunk(4, dim=1)
+        words = (a + 128) | (b + 128) << 8 | (c + 128) << 16 | d << 24
+        return words.view(torch.float32)  # their bits; of these, too, loading is faster
+
+    def bytes(self) -> list[torch.Tensor]:
+        """Four parts of the weights, float (out, in / 4): + 128, × 2^8 and so on, as stored."""
+        words = self.weight.view(torch.int32)
+        return [(words & mask).float() for mask in (0xFF, 0xFF00, 0xFF0000, -(1 << 24))]
+
+    def dense(self):
+        parts = [part / 2**shift for part, shift in zip(self.bytes(), (0, 8, 16, 24), strict=True)]
+        whole = torch.cat([part - 128 for part in parts[:3]] + parts[3:], dim=1)
+        return whole * self.scale[:, None]
+
+    def sums(self, x):
+        x = F.pad(x, (0, -x.numel() % 4)).view(4, -1)
+        shifts = torch.tensor([1, 2**-8, 2**-16, 2**-24], device=x.device)
+        a, b, c, d = (part * y for part, y in zip(self.bytes(), x * shifts[:, None], strict=True))
+        return ((a + b + c + d).sum(-1) - 128 * x[:3].sum()) * self.scale
+
+
+def quantized(model: nn.Module, bits: int, dtype: torch.dtype, dense_dtype: torch.dtype):
+    """A copy of model whose matrices have weights of 32, 16 or 8 bits: fp32, dtype, or integers.
+    Embeddings stay as they are: a token reads one row of them."""
+    model = copy.deepcopy(model)
+    kind = Int8Linear if bits == 8 else RowLinear
+    for module in list(model.modules()):
+        for name, linear in module.named_children():
+            if isinstance(linear, nn.Linear):
+                stored = torch.float32 if bits == 32 else dtype
+                setattr(module, name, kind(linear, stored, dense_dtype))
+    return model
+
+
+def bytes_per_token(model: nn.Module) -> int:
+    """The weights that a new token reads, in bytes: all but the embeddings, of which it reads a
+    row."""
+    tensors = {
+        id(t): t
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    }
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,77 @@
+"""A model that one can talk to: text as it is made, in whole characters, up to a stop."""
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import torch
+
+from common.decode import Decoder, decode
+from common.tokenizer import gpt2_tokenizer
+
+
+def text_of(ids: Iterable[int], stop: str | None = None) -> Iterator[str]:
+    """Yield the text of the token ids, piece by piece, up to <|endoftext|> or the text `stop`.
+
+    A character of several bytes may be spread over tokens: bytes wait until they are UTF-8. What
+    may turn out to be the beginning of `stop` waits too.
+    """
+    tokenizer = gpt2_tokenizer()
+    characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    waiting = ""
+    for i in ids:
+        if i == tokenizer.eot_token:
+            break
+        waiting += characters.decode(tokenizer.decode_single_token_bytes(i))
+        if stop and stop in waiting:
+            yield waiting[: waiting.index(stop)]
+            return
+        n = beginning_of(stop, waiting) if stop else 0
+        yield waiting[: len(waiting) - n]
+        waiting = waiting[len(waiting) - n :]
+    yield waiting + characters.decode(b"", final=True)
+
+
+def beginning_of(stop: str, text: str) -> int:
+    """How many characters at the end of text are the beginning of stop."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class Voice:
+    """A decoder, and its compiled step if there is one, that continue texts."""
+
+    def __init__(self, decoder: Decoder, step: Callable | None, max_new_tokens: int,
+                 stop: str | None = None):  # fmt: skip
+        self.decoder, self.step = decoder, step
+        self.max_new_tokens, self.stop = max_new_tokens, stop
+
+    def continue_text(self, text: str, seed: int) -> Iterator[str]:
+        """Yield how text goes on, piece by piece."""
+        device = next(self.decoder.parameters()).device
+        ids = torch.tensor([gpt2_tokenizer().encode_ordinary(text)], device=device)
+        new_ids = islice(decode(self.decoder, ids, seed, self.step), self.max_new_tokens)
+        yield from text_of((ids.item() for ids in new_ids), self.stop)
+
+
+def converse(voice: Voice, seed: int) -> None:
+    """Continue what is typed, a line at a time, each with all that was said before it."""
+    print("type a line; Ctrl-C ends an answer, Ctrl-D the session")
+    text = ""
+    while True:
+        try:
+            text += input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:  # drops the line, as in a shell
+            print()
+            continue
+        try:
+            for piece in voice.continue_text(text, seed) if text else ():
+                print(piece, end="", flush=True)
+                text += piece
+        except KeyboardInterrupt:
+            pass  # what was said stays
+        print()
+        text, seed = f"{text}\n", seed + 1
