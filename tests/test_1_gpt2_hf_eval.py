@@ -15,9 +15,9 @@ import common.tokenizer
 from common.evals import Evaluation, evaluate
 from common.generate import generate
 from common.kit.cli import UserError
+from common.kit.hub import HubUnreachable
 from common.model import GPT, GPTConfig
 from common.pretrained import (
-    HubUnreachable,
     as_hugging_face,
     convert,
     from_hugging_face,
@@ -280,7 +280,7 @@ def test_offline_nothing_random_takes_the_place_of_what_was_asked_for(refused, t
 def test_a_repository_without_safetensors_gives_nothing(monkeypatch, folder):
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    with pytest.raises(HubUnreachable, match="no model.safetensors"):
+    with pytest.raises(HubUnreachable, match="no model.safetensors of someone/model came"):
         from_hugging_face("someone/model")
 
 
@@ -296,7 +296,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     (tmp_path / "nothing").mkdir()
     refused("has no config.json", 1, "--model", str(tmp_path / "nothing"), *data)
     BertConfig().save_pretrained(tmp_path / "bert")
-    refused("is a bert model", 1, "--model", str(tmp_path / "bert"), *data)
+    refused("has model_type bert, not gpt2", 1, "--model", str(tmp_path / "bert"), *data)
     refused("does not exist", 1, "--model", "./gone", *data)
     (tmp_path / "file").write_text("x")
     refused("is not a folder", 1, "--model", str(tmp_path / "file"), *data)
@@ -313,7 +313,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     (folder / "model.safetensors").write_bytes(b"broken")
     refused("do not load", 1, "--model", str(folder), *data)
     (folder / "model.safetensors").unlink()
-    refused("do not load", 1, "--model", str(folder), *data)
+    refused("has no model.safetensors", 1, "--model", str(folder), *data)
     config = json.loads((folder / "config.json").read_text())
     others = {
         "activation_function": "relu", "layer_norm_epsilon": 1e-6, "scale_attn_weights": False,

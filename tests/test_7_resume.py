@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -275,9 +276,22 @@ def test_a_second_ctrl_c_ends_at_once(call, options, monkeypatch, short):
         return exchanging(ranks, loss_of, now)
 
     monkeypatch.setattr(Ranks, "exchanging", exchanging_and_signal)
+    monkeypatch.setattr("common.run.signals.SECONDS_APART", 0)
     code, _, stderr = call(7, *options, "--total-batch-tokens", "1600", "--out", "run")
     assert code == 130 and "stopped by Ctrl-C" in stderr
     assert len(seen) == 6 and not Path("run/checkpoints").exists()
+
+
+def test_a_ctrl_c_that_torchrun_passes_on_is_not_a_second_one(monkeypatch):
+    """Its ranks have had it from the terminal a moment before."""
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        monkeypatch.setattr("common.run.signals.SECONDS_APART", 0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 def test_signals_are_as_before_after_a_run():
@@ -313,9 +327,8 @@ def test_a_folder_with_a_run_is_not_overwritten(refused, options, killed):
 def test_restart_begins_anew(call, text_file, options, whole, short):
     """All that the run wrote goes; what is not its own stays."""
     shutil.copytree(whole, "run")
-    for name in ("hf", "tensorboard"):
-        Path("run", name).mkdir()
-        Path("run", name, "old").write_text("old")
+    Path("run/hf").mkdir()
+    Path("run/hf/old").write_text("old")
     Path("run/notes.txt").write_text("mine")
     code, stdout, stderr = call(7, *options, "--seed", "2", "--stop-at", "4", "--out", "run",
                                 "--restart")  # fmt: skip

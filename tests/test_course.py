@@ -158,7 +158,7 @@ def test_options_have_one_name_everywhere():
         6: train | {"betas", "adamw"},
         7: train | {"recipe", "init_from", "stop_at", "dropout", "eval_every", "eval_tokens",
             "eval_hellaswag", "hellaswag_file", "hellaswag_limit", "checkpoint_every", "keep",
-            "resume", "restart", "shard", "tensorboard"},
+            "resume", "restart", "shard"},
         8: {"phases", "sampler", "space", "n_embd", "n_layer", "n_head", "eval_tokens"},
     }  # fmt: skip
     for stage, path in SCRIPTS.items():

@@ -1,4 +1,4 @@
-"""The RunLog of a long run: resumable, written by rank 0 alone, with MFU, and TensorBoard."""
+"""The RunLog of a long run: resumable, written by rank 0 alone, with MFU."""
 
 import csv
 import os
@@ -13,19 +13,15 @@ class LongRunLog(RunLog):
     100 % MFU."""
 
     def __init__(self, folder: Path | None, columns, steps: int, panels, first: int,
-                 peak_tokens_per_s: float, tensorboard: bool = False):  # fmt: skip
-        self.first_step, self.peak_tokens_per_s, self.tensorboard = first, peak_tokens_per_s, None
+                 peak_tokens_per_s: float):  # fmt: skip
+        self.first_step, self.peak_tokens_per_s = first, peak_tokens_per_s
         super().__init__(folder, columns, steps, panels)
-        if tensorboard and folder:  # a package that not everybody has
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=first)
 
     def open(self):
         if self.folder is None:
             return open(os.devnull, "w")
         path, partial = self.folder / "metrics.csv", self.folder / "metrics.partial"
-        rows = self._rows_before(self.first_step) if self.first_step and path.exists() else []
+        rows = self._rows_before(self.first_step) if self.first_step and path.is_file() else []
         with partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
@@ -43,12 +39,6 @@ class LongRunLog(RunLog):
         mfu = tokens_per_s / self.peak_tokens_per_s
         super().row(step, **values, tokens_per_s=tokens_per_s, mfu=mfu)
 
-    def write(self, values: dict) -> None:
-        super().write(values)
-        for name, value in values.items() if self.tensorboard else ():
-            if name != "step":
-                self.tensorboard.add_scalar(name, value, values["step"])
-
     def sync(self) -> None:
         """Wait until the rows are on the disk."""
         if self.folder:
@@ -59,8 +49,6 @@ class LongRunLog(RunLog):
             super().plot()
 
     def __exit__(self, *_):
-        if self.tensorboard:
-            self.tensorboard.close()
         if self.folder:
             super().__exit__()
 

@@ -3,10 +3,10 @@ from them and are saved with it."""
 
 import tomllib
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from common.kit.cli import UserError, check, parse
+from common.kit.disk import open_file
 from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -47,8 +47,8 @@ UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "total_batch_token
                 "seed")  # fmt: skip
 # What belongs to the command and is not saved with the run.
 OF_THE_COMMAND = (
-    "stop_at", "out", "resume", "restart", "shard", "tensorboard", "device", "eval_hellaswag",
-    "hellaswag_file", "hellaswag_limit",
+    "stop_at", "out", "resume", "restart", "shard", "device", "eval_hellaswag", "hellaswag_file",
+    "hellaswag_limit",
 )  # fmt: skip
 
 
@@ -63,8 +63,9 @@ def read_recipe(name: str, options_class: type) -> dict:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        found = tomllib.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+        with open_file(Path(name)) as file:
+            found = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
     if others := sorted(set(found) & {"recipe", *OF_THE_COMMAND}):
@@ -94,8 +95,6 @@ def resolve(options, saved: dict | None, ranks: Ranks):
             base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
-    if options.tensorboard and not find_spec("tensorboard"):
-        raise UserError("--tensorboard needs a package: pip install tensorboard")
     if options.init_from and options.model:
         raise UserError("--init-from brings its own model: leave --model out")
     options = replace(options, **(base | given))
