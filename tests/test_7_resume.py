@@ -5,13 +5,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import started
+from conftest import SCRIPTS, started
 from helpers import (
     TINY,
     assert_same_run,
@@ -244,6 +246,38 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint(text_file, tmp_path):
     assert checkpoint.why_damaged(path) is None
     assert checkpoint.read(path)["state"]["step"] == len(losses(folder))
     assert (folder / "metrics.png").exists() and not (folder / "hf").exists()
+
+
+def test_ctrl_c_while_a_step_compiles_is_one_line(text_file, tmp_path):
+    """A terminal sends it to the compiler, too, here one that takes its time, and it dies of it."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        """#!/bin/sh
+case "$*" in *main.cpp*) ;; *) exec g++ "$@";; esac
+mkdir """
+        + f"{tmp_path}/compiling"
+        + """ && exec sleep 100
+"""
+    )
+    compiler.chmod(0o755)
+    env = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache", "OMP_NUM_THREADS": "1",
+           "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}  # fmt: skip
+    options = (*TINY, "--data", str(text_file), "--steps", "9", "--compile", "yes", "--out", "run")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS[7]), *options], cwd=tmp_path, env=os.environ | env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    end = time.time() + 100
+    while not (tmp_path / "compiling").exists() and process.poll() is None:
+        assert time.time() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    said = [line for line in stderr.splitlines() if line]
+    assert said == ["SIGINT: finishing this step; Ctrl-C again ends at once", "stopped by Ctrl-C"]
+    assert stdout.count("the first step compiles") == 1 and "--compile no" in stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -4,9 +4,11 @@ from them and are saved with it."""
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from common.kit.cli import UserError, check, parse
 from common.kit.disk import open_file
+from common.kit.fields import check_fields
 from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -57,6 +59,18 @@ def run_config(options) -> dict:
     return {k: v for k, v in asdict(options).items() if k not in OF_THE_COMMAND}
 
 
+def saved_config(saved, options, where: Path) -> dict:
+    """What run_config(options) was when it was saved. Raises UserError for anything else."""
+    hints = get_type_hints(type(options))
+    kinds = {name: hints[name] for name in run_config(options)}
+    check_fields(saved, kinds, where)
+    unknown = {"init_from", "model" if saved["init_from"] else "init_from"}  # either is enough
+    for name in kinds.keys() - unknown:
+        if saved[name] is None:
+            raise UserError(f"{where} is damaged: {name} is None")
+    return {name: saved[name] for name in kinds}
+
+
 def read_recipe(name: str, options_class: type) -> dict:
     """A recipe's options by name. Those of a TOML file are checked as if given on the command line,
     and go on top of the laptop's. Raises UserError."""
@@ -72,7 +86,7 @@ def read_recipe(name: str, options_class: type) -> dict:
         raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
     try:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
-    except UserError as error:
+    except (UserError, RecursionError) as error:
         raise UserError(f"{name}: {error}") from None
     return RECIPES["laptop"] | {option: getattr(given, option) for option in found}
 

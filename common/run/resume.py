@@ -4,7 +4,6 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
 
 import torch
 
@@ -19,7 +18,7 @@ from common.presets import preset
 from common.run import checkpoint
 from common.run.batches import Prefetcher
 from common.run.ranks import Ranks
-from common.run.recipes import run_config
+from common.run.recipes import run_config, saved_config
 from common.speed import Setting, pad_vocab
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and AdamW's two moments
@@ -71,10 +70,8 @@ class Run:
         else:
             print(f"{self.folder} has no checkpoint yet: starting at step 0")
             saved = {"config": read_json(self.folder / "config.json")}
-        hints = get_type_hints(type(options))
-        kinds = {name: hints[name] for name in run_config(options)}
-        check_fields(saved["config"], kinds, (path or self.folder) / "config.json")
-        return saved | {"config": {name: saved["config"][name] for name in kinds}}
+        where = (path or self.folder) / "config.json"
+        return saved | {"config": saved_config(saved["config"], options, where)}
 
     def begin(self, options, model: GPT) -> None:
         """Make the folder with the run's options, before its first step. Raises UserError if the
