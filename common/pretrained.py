@@ -37,13 +37,10 @@ def from_hugging_face(name_or_dir: str) -> GPT:
 
 def convert(reference: GPT2LMHeadModel) -> GPT:
     """Our GPT with the weights of Hugging Face's module: same logits, its own copy of each."""
-    model = GPT(sizes_of(reference.config))
+    c = reference.config
+    model = GPT(GPTConfig(c.n_layer, c.n_head, c.n_embd, c.n_positions, c.vocab_size))
     model.load_state_dict(_transposed(reference.state_dict()))
     return model.eval()
-
-
-def sizes_of(c: GPT2Config) -> GPTConfig:
-    return GPTConfig(c.n_layer, c.n_head, c.n_embd, c.n_positions, c.vocab_size)
 
 
 def _transposed(state: dict) -> dict:
@@ -114,9 +111,7 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     for field, value in SUPPORTED.items():
         if given[field] != value:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
-    config = GPT2Config(**{field: given[field] for field in kinds})
-    sizes_of(config)  # raises UserError for heads that do not divide the width
-    return config
+    return GPT2Config(**{field: given[field] for field in kinds})
 
 
 def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
@@ -128,8 +123,8 @@ def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
     how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     try:
         model, info = GPT2LMHeadModel.from_pretrained(folder, config=config, **how)
+        if missing := info["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"{min(missing)} is missing")
     except Exception as error:  # of many kinds: the files are not ours
         raise UserError(f"the weights in {folder} do not load: {first_line(error)}") from None
-    if missing := info["missing_keys"]:  # transformers would draw them at random
-        raise UserError(f"the weights in {folder} do not load: {min(missing)} is missing")
     return model.eval()

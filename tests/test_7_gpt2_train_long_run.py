@@ -31,7 +31,7 @@ from transformers import GPT2LMHeadModel
 
 from common.data import Batches, load_tokens
 from common.init import init_weights, tie_weights
-from common.kit.cli import UserError
+from common.kit.cli import in_one_line
 from common.model import GPT, GPTConfig
 from common.optim import learning_rate
 from common.run import resume
@@ -274,8 +274,9 @@ def test_a_log_on_a_full_disk_is_one_line(tmp_path):
     log = log_of(tmp_path)
     log.file = open("/dev/full", "w")
     log.writer = csv.DictWriter(log.file, COLUMNS, extrasaction="ignore")
-    with pytest.raises(UserError, match="make room"):
+    with pytest.raises(OSError) as error:
         log.row(step=0, loss=1.0, norm=1.0, ms=1.0, tokens_per_s=1.0)
+    assert in_one_line(error.value) == "the disk: No space left on device: make room"
 
 
 def test_saved_files(three_steps):

@@ -62,11 +62,8 @@ OF_THE_SYSTEM = (
 def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
     """An error that the user can do something about; None for a bug."""
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        where = (
-            "the disk is full: make room" if full else error.filename2 or error.filename or "a file"
-        )
-        return f"{where}: {error.strerror}"
+        hint = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}{hint}"
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return "the memory is full: give a smaller --batch-size, --block-size or --model"
     return str(error) if isinstance(error, UserError) else None

@@ -1,9 +1,10 @@
 """The RunLog of a long run: resumable, written by rank 0 alone, with MFU."""
 
-import csv
 import os
+import re
 from pathlib import Path
 
+from common.kit.disk import write_text
 from common.kit.runlog import RunLog
 
 
@@ -20,20 +21,15 @@ class LongRunLog(RunLog):
     def open(self):
         if self.folder is None:
             return open(os.devnull, "w")
-        path, partial = self.folder / "metrics.csv", self.folder / "metrics.partial"
-        rows = self._rows_before(self.first_step) if self.first_step and path.is_file() else []
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, path)
+        path, rows = self.folder / "metrics.csv", []
+        if self.first_step and path.is_file():
+            rows = path.read_text(errors="replace").splitlines()
+        # A step, and a number or nothing in each other column. A crash may have damaged the last.
+        whole = re.compile(r"(\d{1,12})" + r",[\w.+-]*" * (len(self.columns) - 1))
+        found = map(whole.fullmatch, rows)
+        kept = [row[0] for row in found if row and int(row[1]) < self.first_step]
+        write_text(path, "\n".join([",".join(self.columns), *kept, ""]))
         return path.open("a", newline="")
-
-    def _rows_before(self, step: int) -> list[dict]:
-        """The rows of an earlier run, as text. A crash may have damaged the last ones."""
-        text = (self.folder / "metrics.csv").read_text(errors="replace").replace("\0", "")
-        rows = csv.DictReader(text.splitlines())
-        return [row for row in rows if tuple(row) == self.columns and _is_row(row, step)]
 
     def row(self, step: int, tokens_per_s: float, **values) -> None:
         mfu = tokens_per_s / self.peak_tokens_per_s
@@ -51,12 +47,3 @@ class LongRunLog(RunLog):
     def __exit__(self, *_):
         if self.folder:
             super().__exit__()
-
-
-def _is_row(row: dict, before: int) -> bool:
-    """Whether a row of metrics.csv, as text, is whole and of a step before the given one."""
-    try:
-        numbers = {name: float(text) for name, text in row.items() if text != ""}
-    except (TypeError, ValueError):  # what is missing is None
-        return False
-    return numbers.get("step", before) < before and ("loss" in numbers or "val_loss" in numbers)
