@@ -26,14 +26,8 @@ from common.hellaswag import WORDINGS, hellaswag, print_scores, read_questions
 from common.kit.cli import UserError, quoted, run
 from common.kit.corpus import read_corpus
 from common.kit.device import pick_device, seed_everything
-from common.pretrained import (
-    HubUnreachable,
-    check_new_folder,
-    convert,
-    hugging_face_config,
-    open_hugging_face,
-    to_hugging_face,
-)
+from common.kit.hub import HubUnreachable, check_new_folder
+from common.pretrained import convert, hugging_face_config, open_hugging_face, to_hugging_face
 from common.tokenizer import gpt2_tokenizer
 
 
@@ -72,11 +66,10 @@ def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
         print(f"model: {options.model}")
         return reference
     except HubUnreachable as error:
-        why = f"{options.model} can't be downloaded from the Hub ({error})"
         if options.model != "gpt2" or options.export:
-            raise UserError(f"{why}: try again, or give a folder as --model") from None
+            raise UserError(f"{error}: try again, or give a folder as --model") from None
         check_prompt(prompt, GPT2Config())
-        print(f"model: {why}:\n  a random GPT-2 of 124M takes the same test instead")
+        print(f"model: {error}:\n  a random GPT-2 of 124M takes the same test instead")
         return GPT2LMHeadModel(GPT2Config()).eval()
 
 

@@ -80,7 +80,6 @@ class Options:
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
     shard: bool = False  # shard the model over the ranks (FSDP2), not replicate it (DDP)
-    tensorboard: bool = False  # log for TensorBoard too
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
@@ -186,8 +185,9 @@ def main(options: Options) -> None:
         epochs = options.steps * options.total_batch_tokens / len(tokens.train)
         print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
         folder = run.folder if ranks.is_main else None
-        with LongRunLog(folder, COLUMNS, last, PANELS, first, peak / flops,
-                        options.tensorboard) as log:  # fmt: skip
+        if setting.compile and first < last:
+            print("the first step compiles, for a minute or so: --compile no skips that")
+        with LongRunLog(folder, COLUMNS, last, PANELS, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)
         print(f"waited for data: {batches.waited:.1f} s")

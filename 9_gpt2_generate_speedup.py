@@ -36,11 +36,12 @@ from common.generate import generate
 from common.kit.cli import UserError, run
 from common.kit.device import describe, pick_device, release_memory, seed_everything
 from common.kit.disk import check_json, run_folder
+from common.kit.hub import HubUnreachable
 from common.kit.measure import timed
 from common.ladder import WARMUP_STEPS
 from common.model import GPT
 from common.presets import preset
-from common.pretrained import HubUnreachable, from_hugging_face
+from common.pretrained import from_hugging_face
 from common.quantize import bytes_per_token, quantized
 from common.run import checkpoint
 from common.speed import Setting, autocast_dtype, build, why_not_compile
@@ -87,11 +88,10 @@ def open_model(name: str, seed: int) -> GPT:
         print(f"model: {name}")
         return model
     except HubUnreachable as error:
-        why = f"{name} can't be downloaded from the Hub ({error})"
         if name != "gpt2":
-            raise UserError(f"{why}: try again, or give a folder as --model") from None
-        print(fill(f"model: {why}: a random GPT-2 of 124M takes its place, as fast", 79,
-                   subsequent_indent="  "))  # fmt: skip
+            raise
+        why = f"model: {error}: a random GPT-2 of 124M takes its place, as fast"
+        print(fill(why, 79, subsequent_indent="  "))
         return build(preset("gpt2"), Setting(), seed)
 
 
@@ -249,5 +249,5 @@ if __name__ == "__main__":
 
 # To try:
 #   python 9_gpt2_generate_speedup.py --rungs 1 5 --max-new-tokens 100
-#   python 9_gpt2_generate_speedup.py --model runs/6_hyparam --prompt "KING:" --stop "\n\n"
+#   python 9_gpt2_generate_speedup.py --model runs/6_hyparam --prompt "KING:" --stop $'\n\n'
 #   python 9_gpt2_generate_speedup.py --model gpt2-xl --interactive --compile no

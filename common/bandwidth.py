@@ -7,6 +7,7 @@ import torch
 
 from common.kit.measure import read_bandwidth
 from common.ladder import Ladder, Rung
+from common.model import GPT
 from common.pretrained import as_hugging_face
 from common.quantize import bytes_per_token
 from common.speed import autocast_dtype, why_not_compile
@@ -113,8 +114,8 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
 
 
 def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
-    """Measure transformers' `generate` on model's weights: in fp32, in 16 bits, and the faster of the
-    two compiled."""
+    """Measure transformers' `generate` on the model's weights: in fp32, in 16 bits, and the faster
+    of the two compiled."""
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     half = autocast_dtype(ids.device) or torch.bfloat16
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", half)):

@@ -5,88 +5,29 @@ matrices are the transpose of nn.Linear's, and it ties the head to the token emb
 """
 
 import os
-import shutil
 from pathlib import Path
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
 from common.kit.cli import UserError
-from common.kit.disk import replace_folder
+from common.kit.disk import share, whole_folder
+from common.kit.fields import check_fields, read_json
+from common.kit.hub import check_new_folder, first_line, model_folder
 from common.model import GPT, GPTConfig
 from common.tokenizer import VOCAB_SIZE, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+SIZE = (1, 2**24)  # at least, and less than
+SIZES = {"n_layer": (1, 2**12), "n_head": SIZE, "n_embd": SIZE, "n_positions": SIZE,
+         "vocab_size": SIZE}  # fmt: skip
 # What our model computes. A model with another value would load, and then be wrong.
 SUPPORTED = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
-
-
-class HubUnreachable(Exception):
-    """The Hub can't be reached, and nothing is cached. The text says why."""
-
-
-def hugging_face_config(name_or_dir: str) -> GPT2Config:
-    """The configuration behind a Hub name or in a local folder, before any weight is read.
-
-    Raises HubUnreachable, and UserError for what is no GPT-2 that ours can compute.
-    """
-    folder = _folder(name_or_dir, ["config.json"])
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: give a folder that transformers saved")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{folder}/config.json describes no model: {reason}") from None
-    if config.model_type != "gpt2":
-        raise UserError(f"{name_or_dir} is a {config.model_type} model: give a GPT-2 one")
-    for field, value in (SUPPORTED | {"n_inner": 4 * config.n_embd}).items():
-        found = getattr(config, field)
-        if found != value and not (field == "n_inner" and found is None):
-            raise UserError(f"{name_or_dir} has {field} {found}, not {value}: give a plain GPT-2")
-    return config
-
-
-def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
-    """Hugging Face's own model, in fp32 on the CPU. Raises as hugging_face_config, and UserError
-    for weights that do not load."""
-    hugging_face_config(name_or_dir)
-    folder = _folder(name_or_dir, ["config.json", "model*.safetensors*"])
-    if not Path(name_or_dir).expanduser().is_dir() and not list(folder.glob("model*.safetensors")):
-        raise HubUnreachable("no model.safetensors came, and none is cached")
-    disable_progress_bar()  # reading from disk takes a second
-    try:
-        return GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the weights in {folder} do not load: {reason}") from None
-
-
-def _folder(name_or_dir: str, patterns: list[str]) -> Path:
-    """The local folder with a model's files, downloaded into Hugging Face's cache if need be."""
-    path = Path(name_or_dir).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") > 1:
-        what = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{name_or_dir} {what}: give a Hub name, or a folder with a config.json")
-    try:
-        return Path(huggingface_hub.snapshot_download(name_or_dir, allow_patterns=patterns))
-    except LocalEntryNotFoundError as error:
-        raise HubUnreachable(str(error.__cause__ or error).split("\n")[0]) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"the Hub has no model '{name_or_dir}' for you: {reason}") from None
+    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False, "n_inner": None,
+}  # fmt: skip
 
 
 def from_hugging_face(name_or_dir: str) -> GPT:
@@ -147,26 +88,43 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
     as_hugging_face(model).save_pretrained(folder)
     (folder / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
     (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
+    share(folder)
 
 
 def export(model: GPT, folder: Path) -> None:
     """Write model as folder/hf, in place of an earlier one; whole or not at all."""
-    partial = folder / ".hf.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder / "hf") as partial:
         to_hugging_face(model, partial)
-        replace_folder(partial, folder / "hf")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder}/hf can't be written: {error}; make room") from None
     print(f"saved: {folder}/hf\n  to try it: python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 
-def check_new_folder(folder: str | os.PathLike) -> Path:
-    """The folder to export into. Raises UserError if it is not empty, or can't be created."""
-    folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: export into a new one")
-    above = next(path for path in folder.absolute().parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{folder} can't be made in {above}: export into another folder")
-    return folder
+def hugging_face_config(name_or_dir: str) -> GPT2Config:
+    """The sizes of the model behind a Hub name or in a local folder, before any weight is read.
+    Raises HubUnreachable, and UserError for what is no GPT-2 that ours can compute."""
+    path = model_folder(name_or_dir, "config.json") / "config.json"
+    given, kinds = read_json(path), SIZES | {"tie_word_embeddings": bool}
+    check_fields(given, {"model_type": str}, path)
+    given = GPT2Config().to_dict() | given
+    check_fields(given, kinds, path)
+    if given["n_inner"] == 4 * given["n_embd"]:
+        given["n_inner"] = None  # the default
+    for field, value in SUPPORTED.items():
+        if given[field] != value:
+            raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
+    return GPT2Config(**{field: given[field] for field in kinds})
+
+
+def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
+    """Hugging Face's own model, in fp32 on the CPU. Raises as hugging_face_config, and UserError
+    for weights that do not load. Weights that were pickled are not: they could run any code."""
+    config = hugging_face_config(name_or_dir)
+    folder = model_folder(name_or_dir, "config.json", "model*.safetensors*")
+    disable_progress_bar()  # reading from disk takes a second
+    how = dict(dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    try:
+        model, info = GPT2LMHeadModel.from_pretrained(folder, config=config, **how)
+        if missing := info["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"{min(missing)} is missing")
+    except Exception as error:  # of many kinds: the files are not ours
+        raise UserError(f"the weights in {folder} do not load: {first_line(error)}") from None
+    return model.eval()

@@ -3,21 +3,24 @@
 import hashlib
 import json
 import math
+import os
 import socket
 
 import pytest
 import torch
 from conftest import run_script
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, pipeline
+from transformers.utils.logging import disable_progress_bar
 
 import common.tokenizer
 from common.evals import Evaluation, evaluate
 from common.generate import generate
 from common.kit.cli import UserError
+from common.kit.hub import HubUnreachable
 from common.model import GPT, GPTConfig
 from common.pretrained import (
-    HubUnreachable,
     as_hugging_face,
     convert,
     from_hugging_face,
@@ -37,6 +40,7 @@ def reference_model(**changes):
 
 @pytest.fixture
 def folder(tmp_path):
+    disable_progress_bar()
     reference_model().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -163,6 +167,26 @@ def test_past_the_block_size_the_last_tokens_count():
     assert torch.equal(generate(Counting(), ids, 12, temperature=0), expected)
 
 
+class Adding(torch.nn.Module):
+    """A model that continues a sequence with the sum of all the ids that it is shown."""
+
+    config = GPTConfig(1, 1, 1, block_size=4)
+
+    def forward(self, idx):
+        logits = torch.zeros(*idx.shape, 1000)
+        return logits.scatter(-1, idx.sum(1)[:, None, None].expand(*idx.shape, 1), 1.0), None
+
+
+def test_past_the_block_size_all_of_the_last_tokens_count():
+    """A window of 3, or one that does not move, gives other sums."""
+    for row, n in (([1, 2, 3, 4, 5], 6), ([7], 8)):
+        expected = list(row)
+        for _ in range(n):
+            expected.append(sum(expected[-4:]))
+        found = generate(Adding(), torch.tensor([row]), n, temperature=0)
+        assert found.tolist() == [expected]
+
+
 def test_samples_follow_the_distribution():
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     ids = torch.zeros(4000, 1, dtype=torch.long)
@@ -280,7 +304,7 @@ def test_offline_nothing_random_takes_the_place_of_what_was_asked_for(refused, t
 def test_a_repository_without_safetensors_gives_nothing(monkeypatch, folder):
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    with pytest.raises(HubUnreachable, match="no model.safetensors"):
+    with pytest.raises(HubUnreachable, match="no model.safetensors of someone/model came"):
         from_hugging_face("someone/model")
 
 
@@ -296,7 +320,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     (tmp_path / "nothing").mkdir()
     refused("has no config.json", 1, "--model", str(tmp_path / "nothing"), *data)
     BertConfig().save_pretrained(tmp_path / "bert")
-    refused("is a bert model", 1, "--model", str(tmp_path / "bert"), *data)
+    refused("has model_type bert, not gpt2", 1, "--model", str(tmp_path / "bert"), *data)
     refused("does not exist", 1, "--model", "./gone", *data)
     (tmp_path / "file").write_text("x")
     refused("is not a folder", 1, "--model", str(tmp_path / "file"), *data)
@@ -313,7 +337,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     (folder / "model.safetensors").write_bytes(b"broken")
     refused("do not load", 1, "--model", str(folder), *data)
     (folder / "model.safetensors").unlink()
-    refused("do not load", 1, "--model", str(folder), *data)
+    refused("has no model.safetensors", 1, "--model", str(folder), *data)
     config = json.loads((folder / "config.json").read_text())
     others = {
         "activation_function": "relu", "layer_norm_epsilon": 1e-6, "scale_attn_weights": False,
@@ -322,6 +346,66 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     for field, value in others.items():
         (folder / "config.json").write_text(json.dumps(config | {field: value}))
         refused(f"{field} {value}", 1, "--model", str(folder), *data)
+
+
+ODD_VALUES = [0, -1, 2**70, 1.5, "x", [], {}, True, None, math.nan]
+
+
+def test_odd_sizes_are_one_line(refused, folder, text_file):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for field in ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size"):
+        for value in ODD_VALUES:
+            path.write_text(json.dumps(config | {field: value}))
+            words = f"config.json is damaged: {field} is"
+            refused(words, 1, "--model", str(folder), "--data", str(text_file))
+    others = {
+        "n_head": 5,
+        "n_embd": 64,
+        "n_positions": 63,
+        "n_layer": 3,
+    }  # not those of the weights
+    for field, value in others.items():
+        path.write_text(json.dumps(config | {field: value}))
+        refused("", 1, "--model", str(folder), "--data", str(text_file))
+
+
+@pytest.mark.parametrize("content", [b"5", b"[]", b"null", b"{}", b"\xff", b"", b"[" * 100_000])
+def test_an_odd_config_is_one_line(refused, folder, text_file, content):
+    (folder / "config.json").write_bytes(content)
+    refused("config.json is damaged", 1, "--model", str(folder), "--data", str(text_file))
+
+
+def test_pickled_weights_are_not_run(refused, folder, text_file, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Hostile()}, folder / "pytorch_model.bin")
+    refused("has no model.safetensors", 1, "--model", str(folder), "--data", str(text_file))
+    (folder / "model.safetensors").mkdir()
+    refused("has no model.safetensors", 1, "--model", str(folder), "--data", str(text_file))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    refused("do not load", 1, "--model", str(folder), "--data", str(text_file))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(refused, folder, text_file):
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.ln_f.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    refused("ln_f.weight is missing", 1, "--model", str(folder), "--data", str(text_file))
+
+
+def test_the_umask_decides_who_may_read_an_export(tmp_path):
+    before = os.umask(0o027)
+    try:
+        to_hugging_face(convert(reference_model()), tmp_path / "out")
+    finally:
+        os.umask(before)
+    paths = list((tmp_path / "out").iterdir())
+    assert len(paths) >= 4 and {path.stat().st_mode & 0o777 for path in paths} == {0o640}
 
 
 def test_sums_are_those_tiktoken_expects():

@@ -12,19 +12,35 @@ import pytest
 import torch
 from conftest import ROOT
 
+from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.disk import check_room
+from common.model import GPT, GPTConfig
 from common.run import checkpoint
 
 FILES = [f"{name}.safetensors" for name in checkpoint.TENSORS]
 FILES += [f"{name}.json" for name in (*checkpoint.TEXTS, "manifest")]
 
 
+SIZES = dict(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=12_000)
+
+
+def contents(step: int) -> tuple[dict, dict]:
+    """The tensors and texts of a checkpoint whose weights and moments all are the number of its
+    step."""
+    model = tie_weights(GPT(GPTConfig(**SIZES)))
+    tensors = {"model": {}, "optimizer": {}, "random": {"0/cpu": torch.get_rng_state()}}
+    for name, parameter in model.named_parameters():
+        tensors["model"][name] = torch.full(parameter.shape, float(step))
+        for key in checkpoint.MOMENTS:
+            tensors["optimizer"][f"{name}/{key}"] = torch.full(parameter.shape, float(step))
+        tensors["optimizer"][f"{name}/step"] = torch.tensor(float(step))
+    state = {"step": step, "data": {"epoch": 0, "position": step}, "scaler": {}}
+    return tensors, {"state": state, "config": {"lr": step}, "model": SIZES}
+
+
 def write(folder: Path, step: int, keep: int = 2) -> Path:
-    """A checkpoint whose files all hold the number of its step."""
-    tensors = {name: {"x": torch.full((100_000,), float(step))} for name in checkpoint.TENSORS}
-    texts = {name: {"step": step} for name in checkpoint.TEXTS}
-    return checkpoint.write(folder, step, tensors, texts, keep)
+    return checkpoint.write(folder, step, *contents(step), keep)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +93,8 @@ def test_the_newest_is_the_one_of_the_last_step(two):
 
 def test_a_checkpoint_is_read_as_it_was_written(two):
     path = checkpoint.newest(two)
-    assert checkpoint.read(path) == {name: {"step": 20} for name in checkpoint.TEXTS}
+    texts = checkpoint.read(path)
+    assert texts == contents(20)[1]
     assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
 
 
@@ -135,7 +152,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
-        with pytest.raises(UserError, match="step 2 can't be written"):
+        with pytest.raises(UserError, match="step_00000002 can't be written"):
             write(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,6 +1,8 @@
 """Stage 7 on two ranks: the run of one process, and the end of one when the other ends."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,13 +165,18 @@ def ranks_of(torchrun: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def jobs(options, tmp_path_factory):
+def long(options) -> tuple[str, ...]:
+    return (*options, "--dropout", "0.2", "--steps", "100000", "--checkpoint-every", "3")
+
+
+@pytest.fixture(scope="module")
+def jobs(long, tmp_path_factory):
     """Two jobs at once, each of two ranks that train: [(process, folder)]."""
     folders = [tmp_path_factory.mktemp("job") for _ in range(2)]
-    options = (*options, "--steps", "100000", "--checkpoint-every", "100000", "--out", "run")
 
     def job(folder):
-        return started(7, *options, cwd=folder, until="step    5", command=TORCHRUN)
+        how = {"until": "step    5", "command": TORCHRUN}
+        return started(7, *long, "--out", "run", cwd=folder, **how)
 
     with ThreadPoolExecutor() as pool:
         processes = [*pool.map(job, folders)]
@@ -188,13 +195,21 @@ def test_a_signal_to_torchrun_leaves_a_checkpoint(jobs):
     assert checkpoint.read(path)["state"]["step"] == len(losses(folder / "run"))
 
 
-def test_a_rank_that_dies_ends_the_job(jobs):
-    process, _ = jobs[1]
+def test_a_rank_that_dies_ends_the_job_and_resume_repeats_it(jobs, done, long, tmp_path):
+    """Killed at a random moment, perhaps in the middle of a checkpoint."""
+    process, folder = jobs[1]
     pids = ranks_of(process.pid)
-    os.kill(pids[1], signal.SIGKILL)
+    time.sleep(random.uniform(0, 0.5))
+    os.kill(random.choice(pids), signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    first = checkpoint.read(checkpoint.newest(folder / "run/checkpoints"))["state"]["step"]
+    stop = ("--stop-at", str(first + 4))
+    shutil.copytree(folder / "run", tmp_path / "two")
+    assert f"steps {first} to" in done("--resume", *stop, "--out", "two")
+    done(*long, *stop, "--out", "one")
+    assert_same_run(Path("one"), Path("two"))
 
 
 # The parts, in one process

@@ -166,12 +166,6 @@ def test_room_is_asked_for_all_checkpoints_and_the_export(call, text_file, monke
     assert asked == [(pytest.approx(expected, rel=0.02), "4 checkpoints and the export")]
 
 
-def test_tensorboard_that_is_not_installed_is_said_at_once(refused, text_file, monkeypatch):
-    monkeypatch.setattr("common.run.recipes.find_spec", lambda name: None)
-    refused("pip install tensorboard", 7, *TINY, "--data", str(text_file), "--tensorboard")
-    assert not Path("runs").exists()
-
-
 # With a run that is resumed, the options are the run's.
 
 

@@ -5,12 +5,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import started
+from conftest import SCRIPTS, started
 from helpers import (
     TINY,
     assert_same_run,
@@ -245,6 +248,38 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint(text_file, tmp_path):
     assert (folder / "metrics.png").exists() and not (folder / "hf").exists()
 
 
+def test_ctrl_c_while_a_step_compiles_is_one_line(text_file, tmp_path):
+    """A terminal sends it to the compiler, too, here one that takes its time, and it dies of it."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        """#!/bin/sh
+case "$*" in *main.cpp*) ;; *) exec g++ "$@";; esac
+mkdir """
+        + f"{tmp_path}/compiling"
+        + """ && exec sleep 100
+"""
+    )
+    compiler.chmod(0o755)
+    env = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache", "OMP_NUM_THREADS": "1",
+           "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}  # fmt: skip
+    options = (*TINY, "--data", str(text_file), "--steps", "9", "--compile", "yes", "--out", "run")
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPTS[7]), *options], cwd=tmp_path, env=os.environ | env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    end = time.time() + 100
+    while not (tmp_path / "compiling").exists() and process.poll() is None:
+        assert time.time() < end
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    said = [line for line in stderr.splitlines() if line]
+    assert said == ["SIGINT: finishing this step; Ctrl-C again ends at once", "stopped by Ctrl-C"]
+    assert stdout.count("the first step compiles") == 1 and "--compile no" in stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_is_resumed(call, options, whole, monkeypatch, short, number):
     row = LongRunLog.row
@@ -275,9 +310,22 @@ def test_a_second_ctrl_c_ends_at_once(call, options, monkeypatch, short):
         return exchanging(ranks, loss_of, now)
 
     monkeypatch.setattr(Ranks, "exchanging", exchanging_and_signal)
+    monkeypatch.setattr("common.run.signals.SECONDS_APART", 0)
     code, _, stderr = call(7, *options, "--total-batch-tokens", "1600", "--out", "run")
     assert code == 130 and "stopped by Ctrl-C" in stderr
     assert len(seen) == 6 and not Path("run/checkpoints").exists()
+
+
+def test_a_ctrl_c_that_torchrun_passes_on_is_not_a_second_one(monkeypatch):
+    """Its ranks have had it from the terminal a moment before."""
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked
+        monkeypatch.setattr("common.run.signals.SECONDS_APART", 0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 def test_signals_are_as_before_after_a_run():
@@ -313,9 +361,8 @@ def test_a_folder_with_a_run_is_not_overwritten(refused, options, killed):
 def test_restart_begins_anew(call, text_file, options, whole, short):
     """All that the run wrote goes; what is not its own stays."""
     shutil.copytree(whole, "run")
-    for name in ("hf", "tensorboard"):
-        Path("run", name).mkdir()
-        Path("run", name, "old").write_text("old")
+    Path("run/hf").mkdir()
+    Path("run/hf/old").write_text("old")
     Path("run/notes.txt").write_text("mine")
     code, stdout, stderr = call(7, *options, "--seed", "2", "--stop-at", "4", "--out", "run",
                                 "--restart")  # fmt: skip

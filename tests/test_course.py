@@ -159,7 +159,7 @@ def test_options_have_one_name_everywhere():
         6: train | {"betas", "adamw"},
         7: train | {"recipe", "init_from", "stop_at", "dropout", "eval_every", "eval_tokens",
             "eval_hellaswag", "hellaswag_file", "hellaswag_limit", "checkpoint_every", "keep",
-            "resume", "restart", "shard", "tensorboard"},
+            "resume", "restart", "shard"},
         8: {"phases", "sampler", "n_embd", "n_layer", "n_head", "eval_tokens"},
         9: {"prompt", "interactive", "max_new_tokens", "stop", "samples", "temperature", "top_k",
             "top_p", "compile", "rungs", "eval_tokens", "json"},

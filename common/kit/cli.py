@@ -36,28 +36,37 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         options = parse(options_class, argv)
         check(options)
         main(options)
-    except UserError as error:
-        if os.environ.get("RANK", "0") != "0":  # rank 0 usually reports the same error, and
-            time.sleep(5)  # torchrun then ends this process before it does
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        hint = "give a smaller --batch-size, --block-size or --model"
-        print(f"error: the memory is full: {hint}", file=sys.stderr)
-        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # `script | head`: the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (UserError, RuntimeError, OSError) as error:
+        line = in_one_line(error)
+        if line is None:
             raise
-        print(f"error: the disk is full: make room ({error.strerror})", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":  # rank 0 usually reports the same error, and
+            time.sleep(5)  # torchrun then ends this process before it does
+        print("error:", line.replace("\n", " "), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+# What a system may say of a file or a disk, and no change of the code would mend.
+OF_THE_SYSTEM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR,
+    errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
+    """An error that the user can do something about; None for a bug."""
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        hint = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}{hint}"
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return "the memory is full: give a smaller --batch-size, --block-size or --model"
+    return str(error) if isinstance(error, UserError) else None
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -65,39 +74,30 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-# Options have one name everywhere: which values they take, and what to give instead of others.
+# Options have one name everywhere. What to give for each, how that is tested, and which they are.
 LIMITS = {
-    "1 or more": lambda value: value >= 1,
-    "0 or more": lambda value: 0 <= value < math.inf,
-    "more than 0": lambda value: 0 < value < math.inf,
-    "more than 0, or inf": lambda value: value > 0,
-    "0 or more, less than 1": lambda value: 0 <= value < 1,
-    "more than 0, less than 1": lambda value: 0 < value < 1,
-    f"0 to {2**63 - 1}": lambda value: 0 <= value < 2**63,
-    "a character or more": lambda value: value != "",
-}
-OPTIONS = {
-    "1 or more": """batch_size block_size steps total_batch_tokens stop_at eval_every eval_tokens
-        checkpoint_every keep samples max_new_tokens top_k stride hellaswag_limit n_layer n_head
-        n_embd shard_tokens""",
-    "0 or more": "weight_decay warmup_steps temperature",
-    "more than 0": "lr",
-    "more than 0, or inf": "clip",
-    "0 or more, less than 1": "dropout",
-    "more than 0, less than 1": "val_fraction",
-    f"0 to {2**63 - 1}": "seed",
-    "a character or more": "prompt data",
-}
+    "1 or more": (lambda value: value >= 1, """batch_size block_size steps total_batch_tokens
+        stop_at eval_every eval_tokens checkpoint_every keep samples max_new_tokens top_k stride
+        hellaswag_limit n_layer n_head n_embd shard_tokens"""),
+    "0 or more": (lambda value: 0 <= value < math.inf, "weight_decay warmup_steps temperature"),
+    "more than 0": (lambda value: 0 < value < math.inf, "lr"),
+    "more than 0, or inf": (lambda value: value > 0, "clip"),
+    "0 or more, less than 1": (lambda value: 0 <= value < 1, "dropout"),
+    "more than 0, less than 1": (lambda value: 0 < value < 1, "val_fraction"),
+    "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
+    f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
+    "a character or more": (lambda value: value != "", "prompt stop data"),
+}  # fmt: skip
 
 
 def check(options) -> None:
     """Raises UserError for an option of these names with an impossible value: of a list, any. None
     is left alone."""
-    for limit, names in OPTIONS.items():
+    for limit, (fits, names) in LIMITS.items():
         for name in names.split():
             value = getattr(options, name, None)
             for one in value if isinstance(value, tuple) else (value,):
-                if one is not None and not LIMITS[limit](one):
+                if one is not None and not fits(one):
                     found = "empty" if one == "" else one
                     raise UserError(f"--{name.replace('_', '-')} is {found}: give {limit}")
 
@@ -115,23 +115,26 @@ def parse(options_class: type, argv: Sequence[str]):
         with contextlib.redirect_stderr(stderr):
             return tyro.cli(options_class, args=argv, description="")
     except SystemExit:
-        box = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", stderr.getvalue())
-        words = " ".join(box.split("For full helptext")[0].split())
-        words = re.sub(r"^(Unrecognized options|Parsing error|Value error) ", "", words)
-        raise UserError(f"{_plainly(words)} (--help lists the options)") from None
+        raise UserError(f"{_plainly(stderr.getvalue())} (--help lists the options)") from None
 
 
-def _plainly(words: str) -> str:
-    """tyro's message about a wrong value, shortened."""
-    if found := re.match(r"Error parsing (\S+): .*?('[^']*').*\b(INT|FLOAT)\b", words):
-        option, value, kind = found.groups()
-        return f"{option} can't be {value}: give a {'whole ' * (kind == 'INT')}number"
-    found = re.match(r"Invalid choice .*?(\S+) for argument '(\S+)'.*?\((.*?)\)", words)
-    if found:
-        value, option, choices = found.groups()
-        choices = choices.replace("'None', ", "").replace("'", "")
-        return f"{option} can't be {value}: give one of {choices}"
-    return words.removeprefix("Missing argument ")
+# tyro's longer messages, and what to say instead.
+PLAINLY = {
+    r"'None', |, 'None'": "",
+    r"Error parsing (\S+): .*?('[^']*').*\bINT\b.*": r"\1 can't be \2: give a whole number",
+    r"Error parsing (\S+): .*?('[^']*').*\bFLOAT\b.*": r"\1 can't be \2: give a number",
+    r"invalid choice (.*) for argument '(\S+)'.*\((.*?)\).*":
+        r"\2 can't be \1: give one of \3",
+}  # fmt: skip
+
+
+def _plainly(box: str) -> str:
+    """The message in tyro's box, below its title, as one line."""
+    rows = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", box).splitlines()[1:]
+    words = " ".join(" ".join(rows).split("For full helptext")[0].split())
+    for pattern, plain in PLAINLY.items():
+        words = re.sub(pattern, plain, words)
+    return words
 
 
 def duration(seconds: float) -> str:

@@ -4,13 +4,19 @@ A file is written under a temporary name, flushed to the disk, and renamed: a re
 Locks keep two processes from writing into the same folder.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from common.kit.cli import UserError
 
@@ -78,14 +84,52 @@ def save_figure(figure, path: Path) -> None:
     os.replace(partial, path)
 
 
-def replace_folder(new: Path, final: Path) -> None:
-    """Rename the folder `new` to `final`, in place of one that is there."""
-    old = final.with_name(f".{final.name}.old.partial")
-    shutil.rmtree(old, ignore_errors=True)  # a kill may have left one
-    if final.exists():
-        os.replace(final, old)
-    os.replace(new, final)
-    shutil.rmtree(old, ignore_errors=True)
+@contextlib.contextmanager
+def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
+    """A folder to write into, which then takes the place of the folder `final`: whole, or not at
+    all. Raises UserError, with nothing left behind, if the disk does not take it."""
+    partial, old = (final.with_name(f".{final.name}{end}.partial") for end in ("", ".old"))
+    try:
+        final.parent.mkdir(exist_ok=True)
+        for leftover in final.parent.glob(".*.partial"):  # of a process that was killed
+            remove(leftover)
+        partial.mkdir()
+        yield partial
+        share(partial)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
+        if is_folder(final):
+            os.replace(final, old)
+        elif os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, "something else is in its place")
+        os.replace(partial, final)
+        remove(old)
+        sync(final.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{final} can't be written: {error}; {hint}") from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether path is a folder itself, not a link to one: what is linked to is not ours."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if there is one."""
+    if is_folder(path):
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def share(folder: Path) -> None:
+    """Give the files in a folder the mode that the umask says. safetensors lets only their owner
+    read them."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~umask)
 
 
 def sync(path: Path) -> None:
@@ -96,5 +140,14 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    """Raises as open_file."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file, opened to be read. Raises OSError: FileNotFoundError for what is none, as a fifo,
+    which would make the reader wait."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise FileNotFoundError(errno.ENOENT, "Not a file", str(path))
+    return path.open("rb")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.kit.cli import UserError, duration
+from common.kit.cli import duration
 from common.kit.disk import save_figure
 
 # How a value looks in the printed line. Columns not listed here are only written to the file.
@@ -68,11 +68,8 @@ class RunLog:
         self.write({"step": step, "val_loss": val_loss} | values)
 
     def write(self, values: dict) -> None:
-        try:
-            self.writer.writerow({"curve": self.curve} | values)
-            self.file.flush()
-        except OSError as error:
-            raise UserError(f"{self.folder}/metrics.csv: {error.strerror}; make room") from None
+        self.writer.writerow({"curve": self.curve} | values)
+        self.file.flush()
 
     def rows(self) -> list[dict[str, str]]:
         """All rows of metrics.csv, by column; a value that a row lacks is empty."""

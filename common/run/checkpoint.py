@@ -12,7 +12,9 @@ A checkpoint is written under a temporary name, flushed to the disk, and renamed
 kill or a full disk leaves the one before as it was. Nothing is pickled.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict
@@ -24,12 +26,24 @@ from safetensors.torch import load_file, save_file
 
 from common.init import tie_weights
 from common.kit.cli import UserError
-from common.kit.disk import replace_folder, sha256, sync
+from common.kit.disk import is_folder, sha256, whole_folder
+from common.kit.fields import COUNT, check_fields, read_json
 from common.model import GPT, GPTConfig
 from common.run.ranks import Ranks
 
 TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# What the texts hold, in every checkpoint.
+SIZE = (1, 2**24)  # at least, and less than
+FIELDS = {
+    "state": {"step": COUNT, "data": {"epoch": COUNT, "position": COUNT}, "scaler": dict},
+    "config": {},
+    "model": {"n_layer": (1, 2**12), "n_head": SIZE, "n_embd": SIZE, "block_size": SIZE,
+              "vocab_size": SIZE},
+}  # fmt: skip
+DEVICES = ("cpu", "cuda", "mps")  # whose generators a checkpoint may hold
+NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # nothing is known of a file then
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
@@ -58,7 +72,7 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
         ranks.fill(parameter, weights and weights.get_tensor(name))
         state = optimizer.state[parameter]
         state["step"] = torch.zeros((), device=parameter.device)
-        state |= {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+        state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
         for key, tensor in state.items():
             ranks.fill(tensor, moments and moments.get_tensor(f"{name}/{key}"))
     states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
@@ -75,8 +89,7 @@ def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -
     """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]. Returns its
     path."""
     tensors = collect(model, optimizer, ranks)
-    sizes = asdict(model.config)
-    texts["model"] = {k: v for k, v in sizes.items() if k not in ("attention", "dropout")}
+    texts["model"] = {name: asdict(model.config)[name] for name in FIELDS["model"]}
     place = (folder / "checkpoints", texts["state"]["step"])
     return ranks.from_main(lambda: write(*place, tensors, texts, keep))
 
@@ -87,30 +100,18 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
     Raises UserError, with nothing left of the new one, if the disk does not take it.
     """
     final = folder / f"step_{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    try:
-        folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*.partial"):
-            shutil.rmtree(leftover)
-        partial.mkdir()
+    with whole_folder(final, "make room, and resume from the one before") as partial:
         for name in TENSORS:
             save_file(tensors[name], partial / f"{name}.safetensors")
         for name in TEXTS:
             (partial / f"{name}.json").write_text(json.dumps(texts[name], indent=1) + "\n")
         sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums, indent=1) + "\n")
-        for path in (*partial.iterdir(), partial):
-            sync(path)
-        replace_folder(partial, final)
-        sync(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"the checkpoint at step {step} can't be written into {folder}: {error}; "
-                        "make room, and resume from the one before") from None  # fmt: skip
     steps = _checkpoints(folder)
     at = steps.index(final)
     for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # the later ones were damaged
-        shutil.rmtree(path)
+        if is_folder(path):
+            shutil.rmtree(path)
     return final
 
 
@@ -130,30 +131,59 @@ def newest(folder: Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in folder, oldest first. Anything under another name is not ours."""
-    paths = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
-    return sorted(paths, key=lambda path: int(path.name.removeprefix("step_")))
+    names = os.listdir(folder) if folder.exists() else []
+    steps = {int(name[5:]): name for name in names if re.fullmatch(r"step_[0-9]{8,18}", name)}
+    return [folder / name for _, name in sorted(steps.items())]
 
 
 def why_damaged(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if it is whole."""
+    """What is wrong with a checkpoint, by its manifest; None if it is whole. Raises OSError for
+    one that can't be judged, since nobody may read it: it must not be taken for a damaged one."""
     try:
-        sums = json.loads((path / "manifest.json").read_text())
+        sums = read_json(path / "manifest.json")
         expected = [f"{name}.safetensors" for name in TENSORS] + [f"{name}.json" for name in TEXTS]
-        if sorted(sums) != sorted(expected):
+        if not isinstance(sums, dict) or sorted(sums) != sorted(expected):
             return "manifest.json does not list its files"
         for name, digest in sums.items():
             if sha256(path / name) != digest:
                 return f"{name} is not what was written"
     except OSError as error:
+        if error.errno in NOT_JUDGED:
+            raise
         return f"{Path(error.filename).name} can't be read: {error.strerror}"
-    except ValueError:  # JSON, UTF-8
+    except UserError:
         return "manifest.json is not what was written"
     return None
 
 
 def read(path: Path) -> dict[str, dict]:
-    """A checkpoint's TEXTS, by name."""
-    return {name: json.loads((path / f"{name}.json").read_text()) for name in TEXTS}
+    """A checkpoint's TEXTS, by name. Raises UserError if they, or the names, shapes and dtypes of
+    the tensors, are not what a run writes. What `restore` fills is held to them here."""
+    texts = {name: read_json(path / f"{name}.json") for name in TEXTS}
+    check_fields(texts, FIELDS, path)
+    texts["model"] = {name: texts["model"][name] for name in FIELDS["model"]}
+    with torch.device("meta"):  # without memory, which such sizes might not fit
+        parameters = tie_weights(GPT(GPTConfig(**texts["model"]))).named_parameters()
+    shapes = {name: list(parameter.shape) for name, parameter in parameters}
+    moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in MOMENTS}
+    moments |= {f"{name}/step": [] for name in shapes}
+    try:
+        for file, expected in (("model", shapes), ("optimizer", moments)):
+            with safe_open(path / f"{file}.safetensors", "pt") as opened:
+                parts = {key: opened.get_slice(key) for key in opened.keys()}
+            found = {k: [*part.get_shape(), part.get_dtype()] for k, part in parts.items()}
+            for key in sorted(expected.keys() | found.keys()):
+                if key not in expected or found.get(key) != [*expected[key], "F32"]:
+                    what = f"{key} is {found.get(key, 'missing')}"
+                    raise UserError(f"{path}/{file}.safetensors is damaged: {what}")
+        with safe_open(path / "random.safetensors", "pt") as opened:
+            for key in opened.keys():
+                kind = key.split("/")[-1]
+                if kind in DEVICES and torch.get_device_module(kind).is_available():
+                    torch.Generator(kind).set_state(opened.get_tensor(key))
+    except (SafetensorError, RuntimeError, TypeError) as error:  # the last two: set_state's
+        raise UserError(f"{path} is damaged: {error}") from None
+    return texts
 
 
 def load_model(path: Path) -> GPT:

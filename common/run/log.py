@@ -1,9 +1,10 @@
-"""The RunLog of a long run: resumable, written by rank 0 alone, with MFU, and TensorBoard."""
+"""The RunLog of a long run: resumable, written by rank 0 alone, with MFU."""
 
-import csv
 import os
+import re
 from pathlib import Path
 
+from common.kit.disk import write_text
 from common.kit.runlog import RunLog
 
 
@@ -13,41 +14,26 @@ class LongRunLog(RunLog):
     100 % MFU."""
 
     def __init__(self, folder: Path | None, columns, steps: int, panels, first: int,
-                 peak_tokens_per_s: float, tensorboard: bool = False):  # fmt: skip
-        self.first_step, self.peak_tokens_per_s, self.tensorboard = first, peak_tokens_per_s, None
+                 peak_tokens_per_s: float):  # fmt: skip
+        self.first_step, self.peak_tokens_per_s = first, peak_tokens_per_s
         super().__init__(folder, columns, steps, panels)
-        if tensorboard and folder:  # a package that not everybody has
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=first)
 
     def open(self):
         if self.folder is None:
             return open(os.devnull, "w")
-        path, partial = self.folder / "metrics.csv", self.folder / "metrics.partial"
-        rows = self._rows_before(self.first_step) if self.first_step and path.exists() else []
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, path)
+        path, rows = self.folder / "metrics.csv", []
+        if self.first_step and path.is_file():
+            rows = path.read_text(errors="replace").splitlines()
+        # A step, and a number or nothing in each other column. A crash may have damaged the last.
+        whole = re.compile(r"(\d{1,12})" + r",[\w.+-]*" * (len(self.columns) - 1))
+        found = map(whole.fullmatch, rows)
+        kept = [row[0] for row in found if row and int(row[1]) < self.first_step]
+        write_text(path, "\n".join([",".join(self.columns), *kept, ""]))
         return path.open("a", newline="")
-
-    def _rows_before(self, step: int) -> list[dict]:
-        """The rows of an earlier run, as text. A crash may have damaged the last ones."""
-        text = (self.folder / "metrics.csv").read_text(errors="replace").replace("\0", "")
-        rows = csv.DictReader(text.splitlines())
-        return [row for row in rows if tuple(row) == self.columns and _is_row(row, step)]
 
     def row(self, step: int, tokens_per_s: float, **values) -> None:
         mfu = tokens_per_s / self.peak_tokens_per_s
         super().row(step, **values, tokens_per_s=tokens_per_s, mfu=mfu)
-
-    def write(self, values: dict) -> None:
-        super().write(values)
-        for name, value in values.items() if self.tensorboard else ():
-            if name != "step":
-                self.tensorboard.add_scalar(name, value, values["step"])
 
     def sync(self) -> None:
         """Wait until the rows are on the disk."""
@@ -59,16 +45,5 @@ class LongRunLog(RunLog):
             super().plot()
 
     def __exit__(self, *_):
-        if self.tensorboard:
-            self.tensorboard.close()
         if self.folder:
             super().__exit__()
-
-
-def _is_row(row: dict, before: int) -> bool:
-    """Whether a row of metrics.csv, as text, is whole and of a step before the given one."""
-    try:
-        numbers = {name: float(text) for name, text in row.items() if text != ""}
-    except (TypeError, ValueError):  # what is missing is None
-        return False
-    return numbers.get("step", before) < before and ("loss" in numbers or "val_loss" in numbers)

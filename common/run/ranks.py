@@ -55,13 +55,13 @@ class Ranks:
                 dist.barrier()
 
     def from_main(self, work: Callable):
-        """The result of work(), which is called on rank 0 alone, on every rank. A UserError of
-        rank 0's is raised on every rank."""
+        """The result of work(), which is called on rank 0 alone, on every rank. An error of the
+        user's or of the disk's is raised on every rank."""
         result, error = None, None
         if self.is_main:
             try:
                 result = work()
-            except UserError as mistake:
+            except (UserError, OSError) as mistake:
                 error = mistake
         if self.world_size > 1:
             result, error = self.gather((result, error))[0]
@@ -98,6 +98,7 @@ class Ranks:
         if not self.is_main:
             value = torch.empty(tensor.shape, dtype=tensor.dtype)
         value = value.to(self.device)
+        assert value.shape == tensor.shape  # a smaller one would be broadcast
         if isinstance(tensor, DTensor):
             value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
         elif self.world_size > 1:

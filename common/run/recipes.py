@@ -3,10 +3,12 @@ from them and are saved with it."""
 
 import tomllib
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
+from typing import get_type_hints
 
 from common.kit.cli import UserError, check, parse
+from common.kit.disk import open_file
+from common.kit.fields import check_fields
 from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -47,8 +49,8 @@ UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "total_batch_token
                 "seed")  # fmt: skip
 # What belongs to the command and is not saved with the run.
 OF_THE_COMMAND = (
-    "stop_at", "out", "resume", "restart", "shard", "tensorboard", "device", "eval_hellaswag",
-    "hellaswag_file", "hellaswag_limit",
+    "stop_at", "out", "resume", "restart", "shard", "device", "eval_hellaswag", "hellaswag_file",
+    "hellaswag_limit",
 )  # fmt: skip
 
 
@@ -57,21 +59,34 @@ def run_config(options) -> dict:
     return {k: v for k, v in asdict(options).items() if k not in OF_THE_COMMAND}
 
 
+def saved_config(saved, options, where: Path) -> dict:
+    """What run_config(options) was when it was saved. Raises UserError for anything else."""
+    hints = get_type_hints(type(options))
+    kinds = {name: hints[name] for name in run_config(options)}
+    check_fields(saved, kinds, where)
+    unknown = {"init_from", "model" if saved["init_from"] else "init_from"}  # either is enough
+    for name in kinds.keys() - unknown:
+        if saved[name] is None:
+            raise UserError(f"{where} is damaged: {name} is None")
+    return {name: saved[name] for name in kinds}
+
+
 def read_recipe(name: str, options_class: type) -> dict:
     """A recipe's options by name. Those of a TOML file are checked as if given on the command line,
     and go on top of the laptop's. Raises UserError."""
     if name in RECIPES:
         return RECIPES[name]
     try:
-        found = tomllib.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+        with open_file(Path(name)) as file:
+            found = tomllib.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
     if others := sorted(set(found) & {"recipe", *OF_THE_COMMAND}):
         raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
     try:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
-    except UserError as error:
+    except (UserError, RecursionError) as error:
         raise UserError(f"{name}: {error}") from None
     return RECIPES["laptop"] | {option: getattr(given, option) for option in found}
 
@@ -94,8 +109,6 @@ def resolve(options, saved: dict | None, ranks: Ranks):
             base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
-    if options.tensorboard and not find_spec("tensorboard"):
-        raise UserError("--tensorboard needs a package: pip install tensorboard")
     if options.init_from and options.model:
         raise UserError("--init-from brings its own model: leave --model out")
     options = replace(options, **(base | given))

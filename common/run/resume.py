@@ -1,9 +1,7 @@
 """A run's folder: begun, locked, resumed from its newest checkpoint, saved into."""
 
 import hashlib
-import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +11,21 @@ from common.data import Tokens
 from common.init import init_weights, tie_weights
 from common.kit.cli import UserError
 from common.kit.device import seed_everything
-from common.kit.disk import check_room, lock, run_folder, write_json
+from common.kit.disk import check_room, lock, remove, run_folder, write_json
+from common.kit.fields import COUNT, check_fields, read_json
 from common.model import GPT, GPTConfig
 from common.presets import preset
 from common.run import checkpoint
 from common.run.batches import Prefetcher
 from common.run.ranks import Ranks
-from common.run.recipes import run_config
+from common.run.recipes import run_config, saved_config
 from common.speed import Setting, pad_vocab
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and AdamW's two moments
 MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
 # What --restart deletes. It replaces config.json last: by that a folder is known to hold a run.
-FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf", "tensorboard")
+FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
+OF_THE_RUN = {"skipped": COUNT, "in_a_row": COUNT, "text": str}  # in state.json
 
 
 class Run:
@@ -38,10 +38,11 @@ class Run:
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
         self.restart, self.skipped, self.in_a_row = options.restart, 0, 0
         self.text, self.questions = "", None  # a fingerprint of the text; HellaSwag's
-        self.saved = ranks.from_main(lambda: self._open(options.resume))
+        self.saved = ranks.from_main(lambda: self._open(options))
 
-    def _open(self, resume: bool) -> dict | None:
-        folder, is_run = self.folder, (self.folder / "config.json").exists()
+    def _open(self, options) -> dict | None:
+        folder, resume = self.folder, options.resume
+        is_run = (folder / "config.json").exists()
         if resume and self.restart:
             raise UserError("--resume and --restart exclude each other: give one of them")
         if resume and not is_run:
@@ -53,7 +54,7 @@ class Run:
                             "and begins anew, another --out keeps it")  # fmt: skip
         if is_run:
             self._lock()  # before a checkpoint is chosen: another process may be writing one
-        return self._read() if resume else None
+        return self._read(options) if resume else None
 
     def _lock(self) -> None:
         if self.lock is None:
@@ -61,29 +62,30 @@ class Run:
         if self.lock is None:
             raise UserError(f"another process trains in {self.folder}: give another --out")
 
-    def _read(self) -> dict:
+    def _read(self, options) -> dict:
         path = checkpoint.newest(self.folder / "checkpoints")
         if path:
-            return checkpoint.read(path) | {"path": path}
-        print(f"{self.folder} has no checkpoint yet: starting at step 0")
-        try:
-            return {"config": json.loads((self.folder / "config.json").read_text())}
-        except ValueError:
-            raise UserError(f"{self.folder}/config.json is damaged: start another run") from None
+            saved = checkpoint.read(path) | {"path": path}
+            check_fields(saved["state"], OF_THE_RUN, path / "state.json")
+        else:
+            print(f"{self.folder} has no checkpoint yet: starting at step 0")
+            saved = {"config": read_json(self.folder / "config.json")}
+        where = (path or self.folder) / "config.json"
+        return saved | {"config": saved_config(saved["config"], options, where)}
 
     def begin(self, options, model: GPT) -> None:
         """Make the folder with the run's options, before its first step. Raises UserError if the
         disk has no room for the checkpoints and the export."""
-        n_params = sum(p.numel() for p in model.parameters())
-        self.ranks.from_main(lambda: self._begin(options, n_params))
+        self.ranks.from_main(lambda: self._begin(options, model))
 
-    def _begin(self, options, n_params: int) -> None:
+    def _begin(self, options, model: GPT) -> None:
+        n_params = sum(p.numel() for p in model.parameters())
         need = (BYTES_IN_CHECKPOINT * (options.keep + 1) + BYTES_IN_EXPORT) * n_params
         check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
         run_folder(options.out)
         self._lock()
         for path in (self.folder / name for name in FILES) if self.restart else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove(path)
         write_json(self.folder / "config.json", run_config(options))
 
     def model(self, options, setting: Setting) -> GPT:
@@ -98,7 +100,7 @@ class Run:
 
     def _model_of_rank_0(self, options, how: dict) -> GPT:
         if self.saved and "model" in self.saved:
-            return tie_weights(GPT(GPTConfig(**self.saved["model"] | how)))
+            return tie_weights(GPT(GPTConfig(**self.saved["model"], **how)))
         if options.init_from:
             return pad_vocab(_pretrained(options.init_from, options.block_size, how))
         T = options.block_size
@@ -162,12 +164,9 @@ class Run:
 
 def _pretrained(name: str, T: int, how: dict) -> GPT:
     """A tied GPT with the weights of a Hub name or a folder. Raises UserError."""
-    from common.pretrained import HubUnreachable, from_hugging_face  # as above
+    from common.pretrained import from_hugging_face  # as above
 
-    try:
-        pretrained = from_hugging_face(name)
-    except HubUnreachable as error:
-        raise UserError(f"{name} can't be downloaded from the Hub ({error})") from None
+    pretrained = from_hugging_face(name)
     if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
         raise UserError(f"{name} has an untied head: give a tied GPT-2")
     if T > pretrained.config.block_size:
@@ -182,6 +181,8 @@ def restore_state(path: Path | None, state: dict, model, optimizer, scaler, batc
     """Restore a checkpoint's state and tensors; returns as checkpoint.restore."""
     batches.restore(state["data"])
     if state["scaler"]:  # not empty: the run was in fp16
+        kinds = {name: type(value) for name, value in scaler.state_dict().items()}
+        check_fields(state["scaler"], kinds, "the checkpoint's gradient scaler")
         scaler.load_state_dict(state["scaler"])
     return checkpoint.restore(path, model, optimizer, ranks)
 
