@@ -14,6 +14,7 @@ from conftest import load_script
 from helpers import TINY, finished_run, one_thread, only_train
 from safetensors.torch import load_file, save_file
 
+from common import pretrained
 from common.init import tie_weights
 from common.kit.cli import run
 from common.model import GPT, GPTConfig
@@ -311,7 +312,7 @@ def test_a_deep_recipe_is_one_line(resume, text):
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_the_umask_decides_who_may_read(call, options, monkeypatch, umask):
-    monkeypatch.delitem(sys.modules, "common.pretrained")  # the real export
+    monkeypatch.setitem(sys.modules, "common.pretrained", pretrained)  # the real export
     before = os.umask(umask)
     try:
         assert call(7, *options, "--stop-at", "1", "--out", "run")[0] == 0

@@ -566,7 +566,7 @@ def test_a_full_disk_leaves_no_shard_and_can_be_resumed(monkeypatch, capsys):
 
     monkeypatch.setattr(writer.Shards, "append", full)
     assert make(*options, "--out", "out") == 2
-    assert "error: the disk is full: make room" in capsys.readouterr().err
+    assert "error: the disk: No space left on device: make room" in capsys.readouterr().err
     assert_no_shard("out")
     assert make(*options, "--out", "out") == 0
     assert all_bytes("out") == all_bytes("whole")

@@ -53,16 +53,12 @@ def check_room(folder: Path, need: float, what: str) -> None:
 
 def lock(path: Path, wait: bool = False) -> FileLock | None:
     """Take an exclusive lock on the file `path`. It lasts until .release() or the end of the
-    process. None if another process holds it and `wait` is False. Raises UserError if the file
-    can't be written."""
+    process. None if another process holds it and `wait` is False."""
     held = FileLock(path)
     try:
         held.acquire(timeout=-1 if wait else 0)
     except Timeout:
         return None
-    except OSError as error:
-        raise UserError(f"{path} can't be locked: {error.strerror}; remove it, or write "
-                        "elsewhere") from None  # fmt: skip
     return held
 
 
