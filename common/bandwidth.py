@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from common.kit.measure import read_bandwidth
-from common.ladder import Ladder, Rung
+from common.ladder import WARMUP_STEPS, Ladder, Rung
 from common.model import GPT
 from common.pretrained import as_hugging_face
 from common.quantize import bytes_per_token
@@ -15,7 +15,8 @@ from common.speed import autocast_dtype, why_not_compile
 
 @dataclass
 class DecodeRung(Rung):
-    """A row. Its ms are of each new token; the first one includes reading the prompt."""
+    """A row. Its ms are of each step, which is a new token for each of B texts. The first step also
+    reads the prompt."""
 
     B: int = 1  # texts decoded at once
     bytes_read: int = 0  # of memory for each step: weights and cache
@@ -36,6 +37,13 @@ class DecodeRung(Rung):
             start = now
 
     @property
+    def timed(self) -> list[float]:
+        """The middle 80 % of the times: among hundreds, some tokens wait for other programs."""
+        ms = sorted(self.ms[WARMUP_STEPS:])
+        cut = len(ms) // 10
+        return ms[cut : len(ms) - cut]
+
+    @property
     def share(self) -> float:
         return self.bandwidth
 
@@ -43,7 +51,8 @@ class DecodeRung(Rung):
 class DecodeLadder(Ladder):
     """The rungs, each with its share of the memory's bandwidth, and checked against the first."""
 
-    unit, limit = "token", "bandwidth"
+    limit = "bandwidth"
+    bars = "new tokens/s"
     columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
 
     def __init__(self, device: torch.device):
@@ -51,6 +60,9 @@ class DecodeLadder(Ladder):
         self.peaks = {("bytes/s",): read_bandwidth(device)}
         print(f"memory: {self.peaks['bytes/s',] / 1e9:.1f} GB/s, a sum over 1 GB\n")
         self.print_header()
+
+    def bar(self, rung: DecodeRung) -> float:
+        return rung.tokens_per_s
 
     def fastest(self, prefix: str = "") -> DecodeRung:
         """Of those of one text whose names begin so."""

@@ -59,7 +59,8 @@ class Ladder:
     MFU counts the FLOPs of config in every row: padding costs time, but earns no FLOPs.
     """
 
-    unit, limit = "step", "MFU"
+    limit = "MFU"
+    bars = "ms per step (median)"
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
@@ -67,8 +68,12 @@ class Ladder:
         self.device, self.rungs, self.peaks = device, [], {}
         self.print_header()
 
+    def bar(self, rung: Rung) -> float:
+        """How long its bar is."""
+        return rung.median_ms
+
     def print_header(self) -> None:
-        print(f"{'rung':<13}{f'ms/{self.unit}':>9}{'spread':>8}{'tokens/s':>9}{'×prev':>6}"
+        print(f"{'rung':<14}{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}"
               f"{'×first':>7}{self.columns}")  # fmt: skip
 
     def skip(self, name: str, reason: str) -> None:
@@ -79,8 +84,8 @@ class Ladder:
         """Check a measured rung, compute its ratios, and print its row."""
         first = self.rungs[0] if self.rungs else rung
         own = self.check(rung, first)
-        rung.times_previous = previous and previous.median_ms / rung.median_ms
-        rung.times_first = first.median_ms / rung.median_ms
+        rung.times_previous = previous and rung.tokens_per_s / previous.tokens_per_s
+        rung.times_first = rung.tokens_per_s / first.tokens_per_s
         self.rungs.append(rung)
         times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
         print(
@@ -131,18 +136,17 @@ class Ladder:
 
 
 def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
-    """One bar per rung, as long as a step takes."""
+    """One bar per rung: the ladder's `bars`."""
     from matplotlib.figure import Figure  # half a second to import
 
     rungs = [rung for rung in ladder.rungs if rung.ms]
     figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
-    names, ms = [rung.name for rung in rungs], [rung.median_ms for rung in rungs]
-    bars = axes.barh(names, ms, color=colors)
+    bars = axes.barh([r.name for r in rungs], [ladder.bar(r) for r in rungs], color=colors)
     labels = [f" {r.times_first:.2f}×, {ladder.limit} {r.share:.0%}" for r in rungs]
     axes.bar_label(bars, labels)
     axes.invert_yaxis()
     axes.margins(x=0.3)
-    axes.set(xlabel=f"ms per {ladder.unit} (median)", title=title)
+    axes.set(xlabel=ladder.bars, title=title)
     save_figure(figure, path)
