@@ -153,18 +153,18 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
     return rung
 
 
-def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, options: Options) -> None:
-    """Measure one rung after the other, Hugging Face's `generate`, and the first rung again."""
-    n, way, previous = options.max_new_tokens, Way(), None
+def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
+    """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
+    way, previous = Way(), None
     for k, (name, change, _) in enumerate(speedups(ids.device)):
-        if k > max(options.rungs):
+        if k > max(rungs):
             break
         reason = why_not_compile(ids.device) if replace(way, **change).compile else None
         if reason:
             ladder.skip(f"{k} {name}", reason)
             continue
         way = replace(way, **change)
-        if k == 0 or k in options.rungs:
+        if k == 0 or k in rungs:
             rung = measure(f"{k} {name}", way, model, ids, val, n if way.B == 1 else min(n, 32))
             release_memory()
             ladder.add(rung, previous)
@@ -184,10 +184,11 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, options: Opt
 
 def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     """Print the ladder, and save its picture."""
-    n, prompt = options.max_new_tokens, gpt2_tokenizer().encode_ordinary(PROMPT)
-    room = model.config.block_size - len(prompt)
-    if not WARMUP_STEPS < n <= room:
-        raise UserError(f"--max-new-tokens is {n}: give {WARMUP_STEPS + 1} to {room}")
+    prompt = gpt2_tokenizer().encode_ordinary(PROMPT)
+    n = min(options.max_new_tokens, model.config.block_size - len(prompt))
+    if n <= WARMUP_STEPS:
+        raise UserError(f"{n} new tokens are too few to time: give a larger --max-new-tokens, or "
+                        "a model with a larger block size")  # fmt: skip
     val = load_tokens(options.data).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
@@ -197,7 +198,7 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     ladder = DecodeLadder(device)
     try:
         ids = torch.tensor([prompt], device=device)
-        climb(ladder, model, ids, torch.from_numpy(val), options)
+        climb(ladder, model, ids, torch.from_numpy(val), n, options.rungs)
     finally:
         title = f"{options.model}, {n} new tokens, {describe(device)}"
         ladder.save(folder / "ladder.png", options.json, title)
