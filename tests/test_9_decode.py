@@ -30,6 +30,7 @@ def short():
         yield
 
 
+@torch.no_grad()
 def tiny(block_size=12, vocab_size=97, n_layer=2, seed=0) -> GPT:
     """A model whose predictions depend on all of the text, far from uniform. Its head is not tied:
     it would repeat the last token."""
@@ -88,13 +89,13 @@ def greedy_in_windows(model, ids, S: int, n: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("S, T", [(12, 1), (12, 5), (12, 12), (12, 30), (7, 3), (3, 2), (2, 2),
+@pytest.mark.parametrize("S, T", [(12, 1), (12, 5), (12, 12), (12, 30), (7, 3), (3, 2), (2, 1),
                                   (1, 1), (1, 3)])  # fmt: skip
 def test_beyond_its_capacity_decoding_goes_on_from_half_of_it(cache, S, T):
     model, ids = tiny(), some_ids(3, T)
     decoder = Decoder(model, 3, S, cache, temperature=0)
     expected = greedy_in_windows(model, ids, S, 40)
-    assert len(expected.unique()) > min(S, 5) and not torch.equal(expected[0], expected[1])
+    assert len(expected.unique()) > min(S, 5) and len(expected.unique(dim=0)) > 1
     assert torch.equal(new_ids(decoder, ids, 40), expected)
     assert torch.equal(new_ids(decoder, ids[:, :1], 5), greedy_in_windows(model, ids[:, :1], S, 5))
 
