@@ -310,6 +310,8 @@ def test_a_conversation(folder):
     try:
         terminal.until("\n> ")
         terminal.type("To be")
+        terminal.until("To be")
+        time.sleep(0.3)  # a signal just before readline waits for a key would wait for one, too
         terminal.type("\x03")  # drops the line
         terminal.until("\n> ")
         terminal.type("ROMEO:\n")
