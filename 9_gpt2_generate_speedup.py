@@ -173,7 +173,8 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
     first = ladder.rungs[0]
     again = DecodeRung("0 again", ids=first.ids, bytes_read=first.bytes_read)
     text = torch.cat((ids, torch.tensor(first.ids, device=ids.device)), dim=1)
-    for T in range(ids.size(1), text.size(1), 8):  # every eighth token
+    start = ids.size(1) + WARMUP_STEPS
+    for T in (*[start] * WARMUP_STEPS, *range(start, text.size(1), 8)):  # every eighth token
         seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
         again.ms.append(seconds * 1000)
     ladder.add(again)

@@ -82,11 +82,11 @@ class DecodeLadder(Ladder):
 
 
 def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
-    """The share of the new tokens that are the first rung's, up to the first other one: what
-    follows that continues another text."""
+    """The share of the new tokens that are the first rung's in all texts, up to the first other
+    one: what follows that continues another text."""
     n = min(len(ids[0]), len(first[0]))
-    wrong = next((k for k in range(n) if ids[0][k] != first[0][k]), n)
-    return wrong / n
+    same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
+    return next((k for k, is_same in enumerate(same) if not is_same), n) / n
 
 
 def cache_bytes_per_token(model) -> int:

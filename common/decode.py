@@ -124,7 +124,7 @@ def decode(decoder: Decoder, ids: torch.Tensor, seed: int = 0, step=None) -> Ite
     ids, n_read = ids[:, -decoder.S :], 0
     while True:
         if ids.size(1) > decoder.S:
-            ids, n_read = ids[:, -(decoder.S // 2) :], 0
+            ids, n_read = ids[:, -max(1, decoder.S // 2) :], 0
         positions = torch.arange(n_read, ids.size(1), device=ids.device)
         n_read = ids.size(1)
         if decoder.temperature > 0:

@@ -53,6 +53,7 @@ class Int8Linear(RowLinear):
     """
 
     def store(self, weight):
+        self.n_in = weight.size(1)
         weight = F.pad(weight, (0, -weight.size(1) % 4))
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127  # (out,)
         self.register_buffer("scale", scale)
@@ -68,7 +69,7 @@ class Int8Linear(RowLinear):
     def dense(self):
         parts = [part / 2**shift for part, shift in zip(self.bytes(), (0, 8, 16, 24), strict=True)]
         whole = torch.cat([part - 128 for part in parts[:3]] + parts[3:], dim=1)
-        return whole * self.scale[:, None]
+        return whole[:, : self.n_in] * self.scale[:, None]
 
     def sums(self, x):
         x = F.pad(x, (0, -x.numel() % 4)).view(4, -1)
