@@ -168,8 +168,6 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
 
 
 def main(options: Options) -> None:
-    if options.eval_tokens < 2:
-        raise UserError(f"--eval-tokens is {options.eval_tokens}: give 2 or more")
     phases, space = read_phases(options.phases), read_space(options)
     device = pick_device(options.device)
     repeat_exactly(device)

@@ -10,16 +10,17 @@ table.
 
 The first command decodes the same tokens again and again, a row a rung, each on top of the ones
 before. A new token needs few operations, but all weights: it can't take less time than to read
-them from memory. You will see the time of a step (the median, and half the range of the middle
-80 %), the time to the first token (1st, in ms), the share of the memory's bandwidth, the share of
-tokens before the first that is not rung 0's (same), and what smaller weights cost in bits per byte
-of validation text. Then come Hugging Face's `generate`, and rung 0 again.
+them from memory. For each rung you will see the median time of a step and its spread (half the
+range of the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share
+of the memory's bandwidth (memory), how many of its tokens are rung 0's up to the first difference
+(same), and the change in bits per byte of validation text (Δbits). Then come Hugging Face's
+`generate`, and rung 0 again.
 
-The others stream a text. --interactive goes on from all that was said so far; Ctrl-C ends an
-answer, Ctrl-D the session.
+The others stream a text. With --interactive you type a line at a time, and the model continues all
+that was said so far; Ctrl-C ends an answer, Ctrl-D the session.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,16 +29,21 @@ from typing import Literal
 
 import torch
 
-from common.bandwidth import DecodeLadder, DecodeRung, cache_bytes_per_token, compare_hugging_face
+from common.bandwidth import (
+    DecodeLadder,
+    DecodeRung,
+    cache_bytes_per_token,
+    compare_hugging_face,
+    measure_first_again,
+    whole_text,
+)
 from common.data import load_tokens
 from common.decode import Decoder, FixedCache, GrowingCache, compiled_step, decode
 from common.evals import evaluate
-from common.generate import generate
 from common.kit.cli import UserError, run
 from common.kit.device import describe, pick_device, release_memory, seed_everything
 from common.kit.disk import check_json, run_folder
 from common.kit.hub import HubUnreachable
-from common.kit.measure import timed
 from common.ladder import WARMUP_STEPS
 from common.model import GPT
 from common.presets import preset
@@ -46,7 +52,7 @@ from common.quantize import bytes_per_token, quantized
 from common.run import checkpoint
 from common.speed import Setting, autocast_dtype, build, why_not_compile
 from common.talk import Voice, converse
-from common.tokenizer import gpt2_tokenizer
+from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 PROMPT = "Hello, I'm a language model,"  # of the ladder
 LONG = 1000  # new tokens, for which compiling pays
@@ -63,7 +69,7 @@ class Options:
     temperature: float = 0.8  # 0 is greedy, as the ladder is
     top_k: int = 50  # sample from the k most probable tokens,
     top_p: float = 1.0  # and of those from the fewest whose probabilities add up to p
-    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights; auto: for long texts
+    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # of the ladder; 0 comes always
     data: str = "tinyshakespeare"  # its validation text gives the bits per byte
     eval_tokens: int = 512  # validation tokens
@@ -97,7 +103,7 @@ def open_model(name: str, seed: int) -> GPT:
 
 @dataclass(frozen=True)
 class Way:
-    """How a rung decodes. As it stands: as stage 1 does."""
+    """How a rung decodes. The defaults are stage 1's way."""
 
     cache: Callable | None = None
     compile: bool = False
@@ -107,13 +113,14 @@ class Way:
 
 def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
-    # A batch is work for the arithmetic: 16 bits must be native; a CPU gains nothing by compile.
+    # A batch needs arithmetic more than bandwidth. So 16 bits pay only where the device multiplies
+    # them natively, and on a CPU compiling gains nothing.
     batch = {"bits": 16 if autocast_dtype(device) else 32, "compile": device.type != "cpu"}
     return [
         ("whole text", {}, "stage 1: the whole text again for each token"),
         ("cache", {"cache": GrowingCache}, "keys and values are kept: a token is read once"),
         ("fixed cache", {"cache": FixedCache}, "no copies, and no shape that changes"),
-        ("compile", {"compile": True}, "one graph for a token, sampling in it"),
+        ("compile", {"compile": True}, "a step is one compiled function, sampling too"),
         ("16 bits", {"bits": 16}, "half the bytes to read"),
         ("8 bits", {"bits": 8}, "a quarter of them"),
         ("batch of 8", {**batch, "B": 8}, "8 tokens for one reading of the weights"),
@@ -125,14 +132,6 @@ def small(model: GPT, bits: int) -> GPT:
     """A copy of the model with weights of so many bits."""
     native = autocast_dtype(next(model.parameters()).device)
     return quantized(model, bits, native or torch.bfloat16, native or torch.float32)
-
-
-@torch.no_grad()
-def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Stage 1's way: yield the next ids (B, 1), endlessly."""
-    while True:
-        ids = generate(model, ids, 1, temperature=0)
-        yield ids[:, -1:]
 
 
 def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
@@ -165,20 +164,13 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            rung = measure(f"{k} {name}", way, model, ids, val, n if way.B == 1 else min(n, 32))
+            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # some are slow
+            rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)
             previous = rung
-    compare_hugging_face(ladder, model, ids, min(n, 64))
-    first = ladder.rungs[0]
-    again = DecodeRung("0 again", ids=first.ids, bytes_read=first.bytes_read)
-    text = torch.cat((ids, torch.tensor(first.ids, device=ids.device)), dim=1)
-    start = ids.size(1) + WARMUP_STEPS
-    for T in (*[start] * WARMUP_STEPS, *range(start, text.size(1), 8)):  # every eighth token
-        seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
-        again.ms.append(seconds * 1000)
-    ladder.add(again)
-    print(f"{'':14} drift: {again.median_ms / first.median_ms:.2f} of the first time")
+    compare_hugging_face(ladder, model, ids, min(n, 32))
+    measure_first_again(ladder, model, ids)
     if reason := ladder.why_unreliable():
         print(f"unreliable, the machine was busy: {reason}")
 
@@ -188,12 +180,12 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     prompt = gpt2_tokenizer().encode_ordinary(PROMPT)
     n = min(options.max_new_tokens, model.config.block_size - len(prompt))
     if n <= WARMUP_STEPS:
-        raise UserError(f"{n} new tokens are too few to time: give a larger --max-new-tokens, or "
-                        "a model with a larger block size")  # fmt: skip
+        raise UserError(f"{n} new tokens are too few to time: give a larger --max-new-tokens, or a "
+                        "model with a larger block size")  # fmt: skip
     val = load_tokens(options.data).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
-    print(f"greedy: {n} new tokens after a prompt of {len(prompt)}")
+    print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 half of them")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<12} {why}")
     ladder = DecodeLadder(device)
@@ -227,14 +219,17 @@ def main(options: Options) -> None:
     device = pick_device(options.device)
     seed_everything(options.seed)
     model = open_model(options.model, options.seed).to(device).eval()
-    block_size = model.config.block_size
+    block_size, vocab_size = model.config.block_size, model.config.vocab_size
     if n_prompt > block_size:
         found = f"{n_prompt} tokens long, the model's block size is {block_size}"
         raise UserError(f"the prompt is {found}: shorten the prompt")
+    if vocab_size < VOCAB_SIZE:
+        raise UserError(f"{options.model} has {vocab_size} ids, GPT-2's tokenizer {VOCAB_SIZE}: "
+                        "give a model with GPT-2's vocabulary")  # fmt: skip
     if options.interactive:
         import readline  # noqa: F401  # editing and history for input()
 
-        converse(voice(model, block_size, options), options.seed)
+        converse(voice(model, block_size, options), options.seed, options.prompt or "")
     elif options.prompt is not None:
         speaker = voice(model, min(block_size, n_prompt + options.max_new_tokens), options)
         for k in range(options.samples):

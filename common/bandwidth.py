@@ -1,11 +1,13 @@
 """The table of stage 9: the time of a new token, beside that of reading the memory."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
-from common.kit.measure import read_bandwidth
+from common.generate import generate
+from common.kit.measure import read_bandwidth, timed
 from common.ladder import WARMUP_STEPS, Ladder, Rung
 from common.model import GPT
 from common.pretrained import as_hugging_face
@@ -81,9 +83,17 @@ class DecodeLadder(Ladder):
         return f"{rung.ms[0]:>7.0f}{rung.bandwidth:>7.0%}{rung.same_ids:>6.0%}{change:>8}"
 
 
+@torch.no_grad()
+def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Stage 1's way: yield the next ids (B, 1), endlessly."""
+    while True:
+        ids = generate(model, ids, 1, temperature=0)
+        yield ids[:, -1:]
+
+
 def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
-    """The share of the new tokens that are the first rung's in all texts, up to the first other
-    one: what follows that continues another text."""
+    """The share of the new tokens that are the first rung's in all texts, up to the first
+    difference. What follows that is another text."""
     n = min(len(ids[0]), len(first[0]))
     same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
     return next((k for k, is_same in enumerate(same) if not is_same), n) / n
@@ -101,10 +111,10 @@ class Stopwatch:
         self.rung, self.start = rung, time.perf_counter()
 
     def put(self, ids: torch.Tensor) -> None:
-        if self.rung.ids:  # the first call brings the prompt
+        if self.rung.ids:
             self.rung.ids[0] += ids.tolist()
             self.rung.ms.append((time.perf_counter() - self.start) * 1000)
-        else:
+        else:  # the prompt
             self.rung.ids.append([])
         self.start = time.perf_counter()
 
@@ -116,7 +126,7 @@ class Stopwatch:
 def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> DecodeRung:
     """The time of transformers' own greedy `generate` of n tokens after ids (1, T), with its
     cache."""
-    rung = DecodeRung(name, str(theirs.dtype).removeprefix("torch."))
+    rung = DecodeRung(name, f"transformers' {theirs.dtype}")
     rung.bytes_read = bytes_per_token(theirs)
     theirs.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
@@ -138,3 +148,16 @@ def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n:
         ladder.add(hugging_face(theirs, ids, n, "HF compiled", cache_implementation="static"))
     times = ours.tokens_per_s / ladder.fastest("HF").tokens_per_s
     print(f"{'':14} ours is {times:.2f} times as fast as Hugging Face's fastest")
+
+
+def measure_first_again(ladder: DecodeLadder, model: GPT, ids: torch.Tensor) -> None:
+    """Time every eighth token of rung 0 again, after the same texts."""
+    first = ladder.rungs[0]
+    again = DecodeRung("0 again", ids=first.ids, bytes_read=first.bytes_read)
+    text = torch.cat((ids, torch.tensor(first.ids, device=ids.device)), dim=1)
+    start = ids.size(1) + WARMUP_STEPS
+    for T in (*[start] * WARMUP_STEPS, *range(start, text.size(1), 8)):
+        seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
+        again.ms.append(seconds * 1000)
+    ladder.add(again)
+    print(f"{'':14} drift: {again.median_ms / first.median_ms:.2f} of the first time")

@@ -2,7 +2,7 @@
 
 No position looks ahead, so the keys and values of a token never change. The prompt is read at once
 (prefill); then each new token is read alone, beside the keys and values of those before it. The
-model is stage 0's: this module walks through its parts from outside.
+model is stage 0's: this module calls its parts one by one.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from common.tokenizer import VOCAB_SIZE
 
 
 class GrowingCache(nn.Module):
-    """The keys and values of a layer, (B, nh, T, hs): a token longer, and copied, at each step."""
+    """The keys and values of a layer, (B, nh, T, hs). To append a token, each step copies them."""
 
     def __init__(self, model: GPT, B: int, S: int):
         super().__init__()
@@ -97,8 +97,8 @@ def sample(logits, noise, temperature: float, top_k: int | None, top_p: float) -
     k most probable tokens, top_p from the fewest whose probabilities add up to p (nucleus
     sampling, Holtzman et al., 2020).
 
-    noise (B, k) is drawn from the exponential distribution: the largest probability / noise belongs
-    to each token as often as its probability says. torch.multinomial does the same inside.
+    noise (B, k) is drawn from the exponential distribution: the largest p_i / noise_i is then that
+    of token i with probability p_i. torch.multinomial draws in the same way.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
@@ -139,7 +139,8 @@ def decode(decoder: Decoder, ids: torch.Tensor, seed: int = 0, step=None) -> Ite
 def compiled_step(decoder: Decoder):
     """decoder as one compiled graph for one token, with sampling in it; on a GPU a CUDA graph."""
     options = {
-        # A value that all rows of a matrix need, as LayerNorm's, is computed once, not in each row.
+        # The compiler would compute LayerNorm's output again for each row of the matrix that reads
+        # it. With this limit it stores what takes more than 2 operations.
         "realize_opcount_threshold": 2,
         "triton.cudagraphs": next(decoder.parameters()).device.type == "cuda",
     }

@@ -28,7 +28,7 @@ class RowLinear(nn.Module):
         return weight.to(self.dtype)
 
     def dense(self) -> torch.Tensor:
-        """The weights (out, in), in any dtype."""
+        """The weights (out, in), in whatever dtype they have."""
         return self.weight
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,12 +44,13 @@ class RowLinear(nn.Module):
 
 
 class Int8Linear(RowLinear):
-    """RowLinear with weights of 8 bits, -127 to 127, and a scale for each output.
+    """RowLinear with weights of 8 bits: integers from -127 to 127, and a scale for each output.
 
-    Four weights lie in a word of 32 bits, since compilers for CPUs load words faster than bytes: in
-    word i those of inputs i, i + n, i + 2n and i + 3n, where n is a quarter of the inputs. A mask
-    takes one out, multiplied by 1, 2^8, 2^16 or 2^24, for which x is divided. The upper byte is
-    signed as the word is; the other three are stored with 128 added.
+    Four weights are packed into a word of 32 bits, since compiled code on a CPU loads words faster
+    than bytes. Word i holds the weights of inputs i, i + n, i + 2n and i + 3n, where n is a quarter
+    of the inputs. A mask extracts one of them times 1, 2^8, 2^16 or 2^24; `sums` divides x by that
+    factor. The three lower bytes are stored as weight + 128, without a sign, so `sums` subtracts
+    128 times their x. The upper byte has the sign of the word.
     """
 
     def store(self, weight):
@@ -59,7 +60,7 @@ class Int8Linear(RowLinear):
         self.register_buffer("scale", scale)
         a, b, c, d = (weight / scale[:, None]).round().int().chunk(4, dim=1)
         words = (a + 128) | (b + 128) << 8 | (c + 128) << 16 | d << 24
-        return words.view(torch.float32)  # their bits; of these, too, loading is faster
+        return words.view(torch.float32)  # the same bits: floats load faster than integers
 
     def bytes(self) -> list[torch.Tensor]:
         """Four parts of the weights, float (out, in / 4): + 128, × 2^8 and so on, as stored."""

@@ -1,4 +1,5 @@
-"""A model that one can talk to: text as it is made, in whole characters, up to a stop."""
+"""A model that one can talk to: it continues texts as they are typed. Text comes as it is made, in
+whole characters, up to a stop."""
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,8 @@ from common.tokenizer import gpt2_tokenizer
 def text_of(ids: Iterable[int], stop: str | None = None) -> Iterator[str]:
     """Yield the text of the token ids, piece by piece, up to <|endoftext|> or the text `stop`.
 
-    A character of several bytes may be spread over tokens: bytes wait until they are UTF-8. What
-    may turn out to be the beginning of `stop` waits too.
+    A character of several bytes may be spread over tokens: it is held back until it is complete.
+    So is what may turn out to be the beginning of `stop`.
     """
     tokenizer = gpt2_tokenizer()
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -54,10 +55,10 @@ class Voice:
         yield from text_of((ids.item() for ids in new_ids), self.stop)
 
 
-def converse(voice: Voice, seed: int) -> None:
-    """Continue what is typed, a line at a time, each with all that was said before it."""
+def converse(voice: Voice, seed: int, text: str) -> None:
+    """Continue what is typed, a line at a time, each after text and all that was said before it."""
     print("type a line; Ctrl-C ends an answer, Ctrl-D the session")
-    text = ""
+    print(text, end="")
     while True:
         try:
             text += input("> ")

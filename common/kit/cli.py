@@ -77,8 +77,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 # Options have one name everywhere. What to give for each, how that is tested, and which they are.
 LIMITS = {
     "1 or more": (lambda value: value >= 1, """batch_size block_size steps total_batch_tokens
-        stop_at eval_every eval_tokens checkpoint_every keep samples max_new_tokens top_k stride
+        stop_at eval_every checkpoint_every keep samples max_new_tokens top_k stride
         hellaswag_limit n_layer n_head n_embd shard_tokens"""),
+    "2 or more": (lambda value: value >= 2, "eval_tokens"),
     "0 or more": (lambda value: 0 <= value < math.inf, "weight_decay warmup_steps temperature"),
     "more than 0": (lambda value: 0 < value < math.inf, "lr"),
     "more than 0, or inf": (lambda value: value > 0, "clip"),
