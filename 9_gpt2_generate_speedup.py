@@ -148,7 +148,8 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
     rung.watch(islice(tokens, n))
     in_cache = {FixedCache: S, GrowingCache: S - n // 2}.get(way.cache, 0)  # tokens, on average
     rung.bytes_read = bytes_per_token(model) + way.B * in_cache * cache_bytes_per_token(model)
-    rung.bits_per_byte = evaluate(model, val, model.config.block_size).bits_per_byte
+    if way.bits < 32 or not way.cache:  # other weights than those of the rung before
+        rung.bits_per_byte = evaluate(model, val, model.config.block_size).bits_per_byte
     return rung
 
 
