@@ -147,6 +147,6 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     labels = [f" {r.times_first:.2f}×, {ladder.limit} {r.share:.0%}" for r in rungs]
     axes.bar_label(bars, labels)
     axes.invert_yaxis()
-    axes.margins(x=0.3)
+    axes.margins(x=0.4)
     axes.set(xlabel=ladder.bars, title=title)
     save_figure(figure, path)
