@@ -25,12 +25,10 @@ NEWEST = Path("run/checkpoints/step_00000004")
 BEFORE = Path("run/checkpoints/step_00000002")
 # In place of a whole file. The last is text that is no UTF-8.
 ODD_FILES = [
-    b"5", b"null", b"[]", b'"x"', b"{}", b"true", b"1e400", b"NaN", b"", b"{", b"[{}]", b"-1",
-    b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b'{"step": 4}', b'{"": 0}', b'"\\ud800"',
-    b"[[], 1]", b"\xff\xfe{}",
+    b"null", b"[]", b"{}", b"1e400", b"", b"[" * 100_000, b"9" * 5000, b"\xff\xfe{}",
 ]  # fmt: skip
 # In place of a field's value.
-ODD_VALUES = [None, [], {}, True, "x", "", -1, -1.5, 2**70, float("nan"), float("inf"), [[1]]]
+ODD_VALUES = [None, -1, 1e300, "x", [[]]]
 
 
 @pytest.fixture(autouse=True)
