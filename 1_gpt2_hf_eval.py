@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.evals import evaluate
-from common.generate import generate
+from common.generate import check_prompt, generate
 from common.hellaswag import WORDINGS, hellaswag, print_scores, read_questions
 from common.kit.cli import UserError, quoted, run
 from common.kit.corpus import read_corpus
@@ -51,24 +51,17 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda or mps
 
 
-def check_prompt(prompt: list[int], config: GPT2Config) -> None:
-    """Raises UserError for a prompt that does not fit the model."""
-    if len(prompt) > config.n_positions:
-        found = f"{len(prompt)} tokens long, the model's block size is {config.n_positions}"
-        raise UserError(f"the prompt is {found}: shorten the prompt")
-
-
 def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
     """Hugging Face's model, from the Hub or a folder; offline, a random one of gpt2's size."""
     try:
-        check_prompt(prompt, hugging_face_config(options.model))
+        check_prompt(len(prompt), hugging_face_config(options.model).n_positions)
         reference = open_hugging_face(options.model)
         print(f"model: {options.model}")
         return reference
     except HubUnreachable as error:
         if options.model != "gpt2" or options.export:
             raise UserError(f"{error}: try again, or give a folder as --model") from None
-        check_prompt(prompt, GPT2Config())
+        check_prompt(len(prompt), GPT2Config().n_positions)
         print(f"model: {error}:\n  a random GPT-2 of 124M takes the same test instead")
         return GPT2LMHeadModel(GPT2Config()).eval()
 

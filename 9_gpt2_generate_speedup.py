@@ -40,6 +40,7 @@ from common.bandwidth import (
 from common.data import load_tokens
 from common.decode import Decoder, FixedCache, GrowingCache, compiled_step, decode
 from common.evals import evaluate
+from common.generate import check_prompt
 from common.kit.cli import UserError, run
 from common.kit.device import describe, pick_device, release_memory, seed_everything
 from common.kit.disk import check_json, run_folder
@@ -156,11 +157,12 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
 def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
     """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
     way, previous = Way(), None
+    # Found out by compiling something, which takes a second.
+    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None
     for k, (name, change, _) in enumerate(speedups(ids.device)):
         if k > max(rungs):
             break
-        reason = why_not_compile(ids.device) if replace(way, **change).compile else None
-        if reason:
+        if reason and replace(way, **change).compile:
             ladder.skip(f"{k} {name}", reason)
             continue
         way = replace(way, **change)
@@ -221,9 +223,7 @@ def main(options: Options) -> None:
     seed_everything(options.seed)
     model = open_model(options.model, options.seed).to(device).eval()
     block_size, vocab_size = model.config.block_size, model.config.vocab_size
-    if n_prompt > block_size:
-        found = f"{n_prompt} tokens long, the model's block size is {block_size}"
-        raise UserError(f"the prompt is {found}: shorten the prompt")
+    check_prompt(n_prompt, block_size)
     if vocab_size < VOCAB_SIZE:
         raise UserError(f"{options.model} has {vocab_size} ids, GPT-2's tokenizer {VOCAB_SIZE}: "
                         "give a model with GPT-2's vocabulary")  # fmt: skip

@@ -58,8 +58,7 @@ class DecodeLadder(Ladder):
     columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
 
     def __init__(self, device: torch.device):
-        self.device, self.rungs = device, []
-        self.peaks = {("bytes/s",): read_bandwidth(device)}
+        self.rungs, self.peaks = [], {("bytes/s",): read_bandwidth(device)}
         print(f"memory: {self.peaks['bytes/s',] / 1e9:.1f} GB/s, a sum over 1 GB\n")
         self.print_header()
 

@@ -6,7 +6,15 @@ read (a KV cache) would save that work; here the simple way is shown.
 
 import torch
 
+from common.kit.cli import UserError
 from common.tokenizer import VOCAB_SIZE
+
+
+def check_prompt(n_tokens: int, block_size: int) -> None:
+    """Raises UserError for a prompt that does not fit the model."""
+    if n_tokens > block_size:
+        found = f"{n_tokens} tokens long, the model's block size is {block_size}"
+        raise UserError(f"the prompt is {found}: shorten the prompt")
 
 
 @torch.no_grad()

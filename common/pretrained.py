@@ -13,13 +13,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from common.kit.cli import UserError
 from common.kit.disk import share, whole_folder
-from common.kit.fields import check_fields, read_json
+from common.kit.fields import SIZE, check_fields, read_json
 from common.kit.hub import check_new_folder, first_line, model_folder
 from common.model import GPT, GPTConfig
 from common.tokenizer import VOCAB_SIZE, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-SIZE = (1, 2**24)  # at least, and less than
 SIZES = {"n_layer": (1, 2**12), "n_head": SIZE, "n_embd": SIZE, "n_positions": SIZE,
          "vocab_size": SIZE}  # fmt: skip
 # What our model computes. A model with another value would load, and then be wrong.

@@ -83,11 +83,10 @@ def quantized(model: nn.Module, bits: int, dtype: torch.dtype, dense_dtype: torc
     """A copy of model whose matrices have weights of 32, 16 or 8 bits: fp32, dtype, or integers.
     Embeddings stay as they are: a token reads one row of them."""
     model = copy.deepcopy(model)
-    kind = Int8Linear if bits == 8 else RowLinear
+    kind, stored = Int8Linear if bits == 8 else RowLinear, torch.float32 if bits == 32 else dtype
     for module in list(model.modules()):
         for name, linear in module.named_children():
             if isinstance(linear, nn.Linear):
-                stored = torch.float32 if bits == 32 else dtype
                 setattr(module, name, kind(linear, stored, dense_dtype))
     return model
 

@@ -10,6 +10,7 @@ from common.kit.cli import UserError
 from common.kit.disk import open_file
 
 COUNT = (0, 2**63)  # how many of something
+SIZE = (1, 2**24)  # how wide, long or many a part of a model is
 
 
 def read_json(path: Path):

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.disk import is_folder, sha256, whole_folder
-from common.kit.fields import COUNT, check_fields, read_json
+from common.kit.fields import COUNT, SIZE, check_fields, read_json
 from common.model import GPT, GPTConfig
 from common.run.ranks import Ranks
 
@@ -35,7 +35,6 @@ TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # What the texts hold, in every checkpoint.
-SIZE = (1, 2**24)  # at least, and less than
 FIELDS = {
     "state": {"step": COUNT, "data": {"epoch": COUNT, "position": COUNT}, "scaler": dict},
     "config": {},

@@ -5,7 +5,6 @@ train.bin, val.bin                    nanoGPT's: uint16 and nothing else
 *_train_*.bin, *_val_*.bin            llm.c's: 256 int32 first, magic 20240520, version, count
 """
 
-import json
 import re
 from bisect import bisect_right
 from itertools import accumulate
@@ -16,6 +15,7 @@ from numpy.lib.format import open_memmap
 
 from common.data import Tokens, load_tokens, val_size
 from common.kit.cli import UserError
+from common.kit.fields import read_json
 from common.tokenizer import VOCAB_SIZE
 
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
@@ -98,9 +98,9 @@ def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
         raise UserError(f"{folder} has .bin files with llm.c's header and without: give one format")
     if (folder / "meta.json").exists():
         try:
-            shards = json.loads((folder / "meta.json").read_text())["shards"]
+            shards = read_json(folder / "meta.json")["shards"]
             missing = {str(s["name"]) for s in shards} - {path.name for path in files}
-        except (OSError, LookupError, ValueError, TypeError, RecursionError):
+        except (UserError, OSError, LookupError, TypeError):
             return  # not one of ours
         if missing:
             raise UserError(f"{folder} lacks {min(missing)}, which its meta.json names")

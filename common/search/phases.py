@@ -3,7 +3,6 @@ from; which of its settings come next, sampled by Optuna, none of them twice. An
 search's file search.json may hold."""
 
 import itertools
-import json
 import math
 import random
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from common.kit.cli import UserError, check
+from common.kit.fields import read_json
 from common.model import GPT, GPTConfig
 from common.presets import preset
 
@@ -126,7 +126,7 @@ def read_description(file: Path, given: dict) -> dict:
     """What search.json holds. Raises UserError unless it has the names and types of `given`, and
     values that a search can have."""
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
         if not isinstance(found, dict) or _types(found) != _types(given):
             raise ValueError
         read_phases(found["phases"])
@@ -134,7 +134,7 @@ def read_description(file: Path, given: dict) -> dict:
         check(SimpleNamespace(**found | space))
         if found["sampler"] not in SAMPLERS:
             raise ValueError
-    except (OSError, ValueError, OverflowError, RecursionError, UserError):
+    except (OSError, ValueError, OverflowError, UserError):
         raise UserError(f"{file} is damaged: give another --out") from None
     return found
 
