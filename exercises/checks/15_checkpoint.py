@@ -1,0 +1,129 @@
+"""Before every line of Python that save runs, the folder is copied, as a kill would leave it."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+from exercises.marking import Wrong
+
+READY_MADE = set()
+OLD, NEW = b"the old checkpoint " * 20, b"the new checkpoint " * 20
+
+
+def check(answer) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        check_order(answer, made(place / "order"))
+        killed = states(answer, made(place / "run"), place)
+        for state in killed:
+            check_killed(answer, state)
+        check_damage(answer, made(place / "damaged"))
+        check_flush(answer, made(place / "flush"))
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def check_order(answer, folder: Path) -> None:
+    if (found := answer.newest(folder)) is not None:
+        raise Wrong(f"in an empty folder newest finds {found}, not None")
+    for step in (9, 10):
+        answer.save(folder, step, OLD + bytes([step]))
+    step, data = answer.newest(folder) or (None, None)
+    if step == 9:
+        raise Wrong("of steps 9 and 10, newest takes 9: compare the steps as numbers, not as text")
+    if step != 10 or data != OLD + bytes([10]):
+        raise Wrong(f"after steps 9 and 10 are saved, newest finds step {step}"
+                    f"{', but other data' if step == 10 else ''}")  # fmt: skip
+
+
+def states(answer, folder: Path, place: Path) -> list[Path]:
+    """The folder, with step 10 in it, at each line of Python that runs while 20 is saved."""
+    answer.save(folder, 10, OLD)
+    copies, seen = [], set()
+
+    def copy(frame, event, argument):
+        content = {p.relative_to(folder): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+        content = frozenset(content.items())
+        if content not in seen:
+            seen.add(content)
+            copies.append(place / f"killed_{len(copies)}")
+            sys.settrace(None)
+            shutil.copytree(folder, copies[-1])
+            sys.settrace(copy)
+        return copy
+
+    before = sys.gettrace()
+    sys.settrace(copy)
+    try:
+        answer.save(folder, 20, NEW)
+    finally:
+        sys.settrace(before)
+    if answer.newest(folder) != (20, NEW):
+        raise Wrong("after step 20 is saved over step 10, newest does not find it")
+    return copies
+
+
+def check_killed(answer, folder: Path) -> None:
+    files = ", ".join(f"{p.relative_to(folder)} ({p.stat().st_size} bytes)"
+                      for p in sorted(folder.rglob("*")) if p.is_file())  # fmt: skip
+    if (found := try_newest(answer, folder, files)) not in ((10, OLD), (20, NEW)):
+        if found is None:
+            raise Wrong(f"a kill leaves {files or 'no file'}, and newest finds no checkpoint: the "
+                        "old one must stay until the new one is complete")  # fmt: skip
+        raise Wrong(f"a kill leaves {files}, and newest takes a part of step {found[0]} for the "
+                    "whole: write under another name, then rename")  # fmt: skip
+    try:
+        answer.save(folder, 30, NEW)
+    except OSError as error:
+        raise Wrong(f"a kill leaves {files}, and the next save fails: {error.strerror}") from None
+    if answer.newest(folder) != (30, NEW):
+        raise Wrong(f"a kill leaves {files}, and what is saved next is not found")
+
+
+def try_newest(answer, folder: Path, files: str):
+    try:
+        return answer.newest(folder)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise Wrong(f"a kill leaves {files}, and newest raises {what}") from None
+
+
+def check_damage(answer, folder: Path) -> None:
+    """One bit of the new data is changed."""
+    answer.save(folder, 10, OLD)
+    answer.save(folder, 20, NEW)
+    for path in folder.rglob("*"):
+        if path.is_file() and NEW in path.read_bytes():
+            path.write_bytes(path.read_bytes().replace(NEW, NEW[:-1] + b"!"))
+    found = answer.newest(folder)
+    if found is None:
+        raise Wrong("a byte of step 20 is damaged, and newest finds nothing: step 10 is whole")
+    if found != (10, OLD):
+        raise Wrong("a byte of step 20 is damaged, and newest takes it: store a sum with the data")
+
+
+def check_flush(answer, folder: Path) -> None:
+    calls = []
+
+    def noted(name, function):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    renames = {name: noted("rename", getattr(os, name)) for name in ("replace", "rename")}
+    with patch.multiple(os, fsync=noted("fsync", os.fsync), **renames):
+        answer.save(folder, 10, OLD)
+    if "rename" not in calls:
+        raise Wrong("nothing is renamed: write under another name, then os.replace")
+    if "fsync" not in calls[: calls.index("rename")]:
+        raise Wrong("the rename may reach the disk before the bytes: os.fsync the file first")
