@@ -122,3 +122,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model gpt2-medium --data my_own.txt
 #   python 1_gpt2_hf_eval.py --temperature 0 --samples 1
 #   python 1_gpt2_hf_eval.py --top-k 1000 --temperature 1.5
+#   python -m exercises 03 04 05    # yours to fill in: conv1d, top_k, bits_per_byte

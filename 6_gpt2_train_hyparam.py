@@ -166,3 +166,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf --prompt "ROMEO:"
 #   python 6_gpt2_train_hyparam.py --lr 2e-3 --out runs/6_fast
 #   python 6_gpt2_train_hyparam.py --batch-size 4 --out runs/6_micro     # the same loss, slower
+#   python -m exercises 11 12 13    # yours to fill in: decay_groups, learning_rate, accumulation

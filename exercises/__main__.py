@@ -11,16 +11,20 @@ from exercises.marking import NAMES, mark
 
 
 def main(numbers: list[str]) -> None:
-    if unknown := set(numbers) - {name[:2] for name in NAMES}:
-        sys.exit(f"error: there is no exercise {min(unknown)}: give some of 01 to {NAMES[-1][:2]}")
+    numbers = {number.zfill(2) for number in numbers}
+    if unknown := numbers - {name[:2] for name in NAMES}:
+        wanted = f"give some of 01 to {NAMES[-1][:2]}"
+        print(f"error: there is no exercise {min(unknown)}: {wanted}", file=sys.stderr)
+        sys.exit(2)
     names = [name for name in NAMES if name[:2] in numbers or not numbers]
-    marks = []
+    left = []
     for name in names:
-        marks.append(mark(name))
-        line = marks[-1].line if marks[-1].state == "wrong" else marks[-1].state
+        found = mark(name)
+        line = found.line if found.state == "wrong" else found.state
         print(fill(f"{name:<22}{line}", 79, subsequent_indent=" " * 22))
-    n = sum(mark.state == "done" for mark in marks)
-    print(f"{n} of {len(names)} done; pytest exercises/ says the same")
+        left += [name] if found.line else []
+    here = f"; the next one is exercises/{left[0]}.py" if left else ""
+    print(f"{len(names) - len(left)} of {len(names)} done{here}")
 
 
 if __name__ == "__main__":

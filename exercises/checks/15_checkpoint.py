@@ -48,14 +48,10 @@ def states(answer, folder: Path, place: Path) -> list[Path]:
     copies, seen = [], set()
 
     def copy(frame, event, argument):
-        content = {p.relative_to(folder): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
-        content = frozenset(content.items())
-        if content not in seen:
-            seen.add(content)
+        if event == "line" and (state := files(folder)) not in seen:
+            seen.add(state)
             copies.append(place / f"killed_{len(copies)}")
-            sys.settrace(None)
             shutil.copytree(folder, copies[-1])
-            sys.settrace(copy)
         return copy
 
     before = sys.gettrace()
@@ -69,31 +65,37 @@ def states(answer, folder: Path, place: Path) -> list[Path]:
     return copies
 
 
+def files(folder: Path) -> str:
+    """What lies in a folder: names, and sizes in bytes."""
+    paths = [Path(base, name) for base, _, names in os.walk(folder) for name in sorted(names)]
+    sizes = [f"{path.relative_to(folder)} ({path.stat().st_size} bytes)" for path in paths]
+    return ", ".join(sizes) or "no file"
+
+
 def check_killed(answer, folder: Path) -> None:
-    files = ", ".join(f"{p.relative_to(folder)} ({p.stat().st_size} bytes)"
-                      for p in sorted(folder.rglob("*")) if p.is_file())  # fmt: skip
-    if (found := try_newest(answer, folder, files)) not in ((10, OLD), (20, NEW)):
+    left = files(folder)
+    if (found := try_newest(answer, folder, left)) not in ((10, OLD), (20, NEW)):
         if found is None:
-            raise Wrong(f"a kill leaves {files or 'no file'}, and newest finds no checkpoint: the "
+            raise Wrong(f"a kill leaves {left}, and newest finds no checkpoint: the "
                         "old one must stay until the new one is complete")  # fmt: skip
-        raise Wrong(f"a kill leaves {files}, and newest takes a part of step {found[0]} for the "
+        raise Wrong(f"a kill leaves {left}, and newest takes a part of step {found[0]} for the "
                     "whole: write under another name, then rename")  # fmt: skip
     try:
         answer.save(folder, 30, NEW)
     except OSError as error:
-        raise Wrong(f"a kill leaves {files}, and the next save fails: {error.strerror}") from None
+        raise Wrong(f"a kill leaves {left}, and the next save fails: {error.strerror}") from None
     if answer.newest(folder) != (30, NEW):
-        raise Wrong(f"a kill leaves {files}, and what is saved next is not found")
+        raise Wrong(f"a kill leaves {left}, and what is saved next is not found")
 
 
-def try_newest(answer, folder: Path, files: str):
+def try_newest(answer, folder: Path, left: str):
     try:
         return answer.newest(folder)
     except NotImplementedError:
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise Wrong(f"a kill leaves {files}, and newest raises {what}") from None
+        raise Wrong(f"a kill leaves {left}, and newest raises {what}") from None
 
 
 def check_damage(answer, folder: Path) -> None:

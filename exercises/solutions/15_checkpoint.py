@@ -71,8 +71,9 @@ WRONG = {
     "and newest takes it": [("if sha256(path / name) != digest", "if False")],
     "step 10 is whole": [("        print(f\"{path} is damaged", "        return None\n"
                           "        print(f\"{path} is damaged")],
-    "nothing is renamed": [("with whole_folder(final, \"make room, and resume from the one before\") "
-                            "as partial:", "final.mkdir()\n    for partial in [final]:")],
+    "nothing is renamed": [
+        ('with whole_folder(final, "make room, and resume from the one before") as partial:',
+         "final.mkdir()\n    for partial in [final]:")],
     "as numbers, not as text": simple("step_{}", number=str),
     "a part of step 20": simple(temporary=False, fits=lambda content: True),
     "before the bytes": simple(flush=False),
