@@ -44,7 +44,7 @@ def mark(name: str, answer=None) -> Mark:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             if answer is None:
-                refuse_ready_made(path, check)
+                refuse_ready_made(path, getattr(check, "READY_MADE", set()))
                 answer = load(path)
             torch.manual_seed(0)
             check.check(answer)
@@ -58,25 +58,23 @@ def mark(name: str, answer=None) -> Mark:
     return Mark("done")
 
 
-def refuse_ready_made(path: Path, check) -> None:
-    """Raises Wrong if a file imports the answer, or uses what its check calls READY_MADE."""
+def refuse_ready_made(path: Path, ready_made: set[str]) -> None:
+    """Raises Wrong if a file imports the answer, or uses one of these names."""
     for node in ast.walk(ast.parse(path.read_text())):
-        used = []
-        if isinstance(node, ast.Import):
-            used = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            used = ["." * node.level + (node.module or "")]
-            refuse(path, {alias.name for alias in node.names} & check.READY_MADE)
-        elif isinstance(node, ast.Attribute):
-            refuse(path, {node.attr} & check.READY_MADE)
-        elif isinstance(node, ast.Name):
-            refuse(path, {node.id} & BY_ANOTHER_NAME)
-        refuse(path, {name for name in used if name.split(".")[0] not in LIBRARIES})
-
-
-def refuse(path: Path, names: set[str]) -> None:
-    if names:
-        raise Wrong(f"{path.name} uses {min(names)}, which has the answer: write it yourself")
+        modules, names = [], set()
+        match node:
+            case ast.Import():
+                modules = [alias.name for alias in node.names]
+            case ast.ImportFrom():
+                modules = ["." * node.level + (node.module or "")]
+                names = {alias.name for alias in node.names} & ready_made
+            case ast.Attribute():
+                names = {node.attr} & ready_made
+            case ast.Name():
+                names = {node.id} & (ready_made | BY_ANOTHER_NAME)
+        names |= {module for module in modules if module.split(".")[0] not in LIBRARIES}
+        if names:
+            raise Wrong(f"{path.name} uses {min(names)}, which has the answer: write it yourself")
 
 
 def crash(path: Path, error: Exception) -> str:

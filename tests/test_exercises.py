@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, SCRIPTS
 
 from exercises.__main__ import main
-from exercises.marking import HERE, NAMES, Mark, Wrong, load, mark, refuse_ready_made
+from exercises.marking import HERE, NAMES, Mark, Wrong, mark, refuse_ready_made
 
 
 def pytest_exercises(*options: str) -> subprocess.CompletedProcess:
@@ -52,16 +52,17 @@ def test_an_exercise_is_not_solved_and_has_all_parts(name):
         "from . import solutions",
         "from torch.nn.functional import scaled_dot_product_attention as f",
         "import torch.nn.functional as F; F.scaled_dot_product_attention",
+        "from torch.nn.functional import *; scaled_dot_product_attention",
         "__import__('common.model')",
     ],
 )
 def test_an_import_of_the_answer_is_refused(line, tmp_path):
-    check, path = load(HERE / "checks" / "01_causal_attention.py"), tmp_path / "answer.py"
+    path, ready_made = tmp_path / "answer.py", {"scaled_dot_product_attention"}
     path.write_text(line)
     with pytest.raises(Wrong, match="answer.py uses .*: write it yourself"):
-        refuse_ready_made(path, check)
-    path.write_text("import math\nimport torch.nn.functional as F\nfrom torch import nn\n")
-    refuse_ready_made(path, check)
+        refuse_ready_made(path, ready_made)
+    path.write_text("import math\nimport torch.nn.functional as F\nmodel.eval()\n")
+    refuse_ready_made(path, ready_made)
 
 
 @pytest.fixture
@@ -96,6 +97,14 @@ def test_a_right_answer_is_done(reader):
     return torch.cat((weight, weight.mean(0).expand(n, -1)))"""
     path.write_text(path.read_text().replace("raise NotImplementedError", body))
     assert mark("09_pad_vocab") == Mark("done")
+
+
+def test_each_stage_has_three_questions():
+    stages = (HERE / "questions.md").read_text().split("\n## Stage ")[1:]
+    assert [int(stage[0]) for stage in stages] == list(SCRIPTS)
+    for stage in stages:
+        assert stage.count("<details><summary>Answer</summary>\n\n") == 3
+        assert stage.count("\n</details>\n") == 3
 
 
 def test_where_a_reader_stands(capsys):

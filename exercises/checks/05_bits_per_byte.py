@@ -4,7 +4,6 @@ import math
 
 from exercises.marking import Wrong
 
-READY_MADE = set()
 WINDOWS = [(3.0, 4), (2.0, 4), (8.0, 1)]  # 28 nats over 9 tokens
 TEXT = "Où est le café…?"
 

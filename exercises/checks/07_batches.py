@@ -8,7 +8,6 @@ import torch
 
 from exercises.marking import Wrong
 
-READY_MADE = set()
 B, T, N_WINDOWS = 2, 4, 9
 
 

@@ -7,7 +7,6 @@ from torch import nn
 
 from exercises.marking import Wrong
 
-READY_MADE = set()
 DECAY = 0.3
 
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from exercises.marking import Wrong
 
-READY_MADE = set()
 N, V = 4, 7  # micro-batches, ids
 CLIP = 0.05
 

@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 from exercises.marking import Wrong
 
-READY_MADE = set()
 OLD, NEW = b"the old checkpoint " * 20, b"the new checkpoint " * 20
 
 

@@ -30,7 +30,7 @@ def losses_as_tensors(model, x, y, steps, lr):
 WRONG = {
     "do not change": [("        loss.backward()", "        model(x, y)[1].backward(); "
                        "optimizer.zero_grad()")],
-    "zero_grad() is missing": [("        optimizer.zero_grad()\n", "")],
+    "zero_grad() is missing": [("optimizer.zero_grad()", "pass")],
     "made anew": [("    for step in", "    made = lambda: torch.optim.AdamW("
                    "model.parameters(), lr=options.lr)\n    for step in"),
                   ("        start = ", "        optimizer = made(); start = ")],
