@@ -82,5 +82,5 @@ def crash(path: Path, error: Exception) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
-    where = f" in line {lines[-1]}" if lines else ""
-    return f"{type(error).__name__}{where}: {' '.join(str(error).split())}"
+    where = f"in line {lines[-1]}" if lines else "where the check takes what is returned"
+    return f"{type(error).__name__} {where}: {' '.join(str(error).split())}"

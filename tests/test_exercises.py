@@ -80,6 +80,7 @@ def reader(tmp_path, monkeypatch):
         ("return 1 +", "SyntaxError in line "),
         ("return weights", "NameError in line "),
         ("from common.optim import learning_rate", "uses common.optim, which has the answer"),
+        ("return None", "TypeError where the check takes what is returned: must be real number"),
         ("print('here')\n    return lr", "step 0 has 1.0000 of the maximum, not 0.1000: there"),
     ],
 )

@@ -64,13 +64,17 @@ def check_scale(weights, q, k) -> None:
 
 
 def check_heads(answer) -> None:
-    """hs of 3, not T, and values of a size of their own."""
-    q, k, v = torch.randn(3, 2, 3, 4, 3)
+    """Several rows and heads, and hs of 3, which is not T."""
+    q, k, v = torch.randn(3, 2, 3, T, 3)
     out = answer.causal_attention(q, k, v)
     alone = answer.causal_attention(q[1:, 2:], k[1:, 2:], v[1:, 2:])
     if out.shape != q.shape or not torch.allclose(out[1:, 2:], alone, atol=1e-5):
         raise Wrong("with 2 rows and 3 heads, a head's output is not what it is alone: work on the "
                     "last two dimensions")  # fmt: skip
+    scores = (q @ k.mT / 3**0.5).masked_fill(torch.ones(T, T).triu(1) > 0, -torch.inf)
+    if not torch.allclose(out, scores.softmax(-1) @ v, atol=1e-5):
+        raise Wrong(f"right where hs = T = {T}, and wrong where hs = 3: divide by the root of hs, "
+                    "the size of a head")  # fmt: skip
 
 
 def numbers(row) -> str:

@@ -18,7 +18,14 @@ def stream(answer, seed: int):
 def starts(answer, seed: int = 1, epochs: int = 2) -> list[int]:
     """Where the windows of so many epochs start. Checks each batch."""
     found = []
-    for x, y in itertools.islice(stream(answer, seed), -(-epochs * N_WINDOWS // B)):
+    try:
+        batches = list(itertools.islice(stream(answer, seed), -(-epochs * N_WINDOWS // B)))
+    except (IndexError, ValueError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError):
+            raise
+        raise Wrong(f"{error}: is there a window too many? 40 tokens are {N_WINDOWS} windows of "
+                    f"{T}, since the last one needs a last target") from None  # fmt: skip
+    for x, y in batches:
         check_batch(x, y)
         found += x[:, 0].tolist()
     return found[: epochs * N_WINDOWS]
@@ -26,6 +33,9 @@ def starts(answer, seed: int = 1, epochs: int = 2) -> list[int]:
 
 def check_batch(x, y) -> None:
     for name, ids in (("x", x), ("y", y)):
+        if ids.shape[0] < B:
+            raise Wrong(f"a batch has {len(ids)} row, not {B}: where an epoch ends, fill it from "
+                        "the next epoch")  # fmt: skip
         if ids.shape != (B, T) or ids.dtype != torch.int64:
             raise Wrong(f"{name} is {tuple(ids.shape)} of {ids.dtype}, not {(B, T)} of torch.int64")
     if torch.equal(x, y):

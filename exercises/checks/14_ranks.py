@@ -15,7 +15,7 @@ def check(answer) -> None:
 
 
 def check_step(step: int, world_size: int, taken: list) -> None:
-    at = f"of {world_size} ranks at step {step}, "
+    at = f"with world_size {world_size}, at step {step}, "
     for rank, windows in enumerate(taken):
         if len(windows) != B:
             raise Wrong(f"{at}rank {rank} takes {len(windows)} windows, not B = {B}")
@@ -27,13 +27,15 @@ def check_step(step: int, world_size: int, taken: list) -> None:
             if both := set(windows) & set(taken[other]):
                 raise Wrong(f"{at}ranks {other} and {rank} both take {words(min(both))}: start "
                             "rank · B further on")  # fmt: skip
-    found = sorted(window for windows in taken for window in windows)
+    found = {window for windows in taken for window in windows}
     first = step * world_size * B
-    right = [divmod(place, N_WINDOWS) for place in range(first, first + world_size * B)]
-    if extra := set(found) - set(right):
-        why = "was taken before" if min(extra) < right[0] else "is not yet due"
-        raise Wrong(f"{at}a rank takes {words(min(extra))}, which {why}: a step takes world_size · "
-                    "B windows of the stream")  # fmt: skip
+    right = {divmod(place, N_WINDOWS) for place in range(first, first + world_size * B)}
+    if min(found) < min(right):
+        raise Wrong(f"{at}{words(min(found))} is taken for the second time: a step takes "
+                    "world_size · B windows of the stream")  # fmt: skip
+    if found != right:
+        raise Wrong(f"{at}{words(min(right - found))} is left out: a step takes the next "
+                    "world_size · B windows of the stream, across epochs")  # fmt: skip
 
 
 def words(window: tuple[int, int]) -> str:

@@ -79,11 +79,12 @@ def check_killed(answer, folder: Path) -> None:
                         "old one must stay until the new one is complete")  # fmt: skip
         raise Wrong(f"a kill leaves {left}, and newest takes a part of step {found[0]} for the "
                     "whole: write under another name, then rename")  # fmt: skip
+    step = 30 if found == (20, NEW) else 20  # the run resumes, and saves what comes next
     try:
-        answer.save(folder, 30, NEW)
+        answer.save(folder, step, NEW)
     except OSError as error:
         raise Wrong(f"a kill leaves {left}, and the next save fails: {error.strerror}") from None
-    if answer.newest(folder) != (30, NEW):
+    if answer.newest(folder) != (step, NEW):
         raise Wrong(f"a kill leaves {left}, and what is saved next is not found")
 
 

@@ -13,6 +13,7 @@ WRONG = {
          "F.softmax(scores, dim=-1).masked_fill(future, 0)")],
     "times too large: divide": [(" / math.sqrt(q.size(-1))", "")],
     "not by hs": [("/ math.sqrt(q.size(-1))", "/ q.size(-1)")],
+    "wrong where hs = 3": [("math.sqrt(q.size(-1))", "math.sqrt(T)")],
     "exchanged": [("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)")],
     "work on the last two": [
         ("scores.masked_fill", "scores.mean(1, keepdim=True).masked_fill")],

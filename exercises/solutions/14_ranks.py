@@ -23,8 +23,9 @@ def answer(module) -> dict:
 
 WRONG = {
     "both take": [("self.position + self.rank * self.B", "self.position")],
-    "which was taken before": [("self.advance(self.world_size * self.B)", "self.advance(self.B)")],
-    "which is not yet due": [
+    "is taken for the second time": [
+        ("self.advance(self.world_size * self.B)", "self.advance(self.B)")],
+    "is left out": [
         ("self.advance(self.world_size * self.B)", "self.advance(self.world_size * self.B + 1)")],
     "go on with the next epoch": {
         "windows_of": lambda step, rank, world_size, B, n_windows: [

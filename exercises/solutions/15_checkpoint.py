@@ -73,7 +73,7 @@ WRONG = {
                           "        print(f\"{path} is damaged")],
     "nothing is renamed": [
         ('with whole_folder(final, "make room, and resume from the one before") as partial:',
-         "final.mkdir()\n    for partial in [final]:")],
+         "final.mkdir(exist_ok=True)\n    for partial in [final]:")],
     "as numbers, not as text": simple("step_{}", number=str),
     "a part of step 20": simple(temporary=False, fits=lambda content: True),
     "before the bytes": simple(flush=False),
