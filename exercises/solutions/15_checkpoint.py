@@ -23,7 +23,11 @@ def answer(module) -> dict:
     return {"save": save, "newest": newest}
 
 
-def simple(name="step_{:08d}", temporary=True, flush=True, remove=False, number=int, fits=None):
+def sum_fits(content):
+    return hashlib.sha256(content[32:]).digest() == content[:32]
+
+
+def simple(name="step_{:08d}", temporary=True, flush=True, remove=False, number=int, fits=sum_fits):
     """A file a step, written with care or without."""
 
     def save(folder, step, data):
@@ -31,28 +35,25 @@ def simple(name="step_{:08d}", temporary=True, flush=True, remove=False, number=
         if remove:
             for old in folder.glob("step_*"):
                 old.unlink()
-        partial = folder / f"{path.name}.partial" if temporary is True else temporary or path
+        partial = folder / f"{path.name}.partial" if temporary else path
         with open(partial, "wb") as file:
             file.write(hashlib.sha256(data).digest())
             file.write(data)
             file.flush()
             if flush:
                 os.fsync(file.fileno())
-        os.replace(partial, path)
+        if temporary:
+            os.replace(partial, path)
 
     def newest(folder):
         paths = [path for path in folder.glob("step_*") if path.suffix != ".partial"]
         for path in sorted(paths, key=lambda path: number(path.name[5:]), reverse=True):
             content = path.read_bytes()
-            if (fits or sum_fits)(content):
+            if fits(content):
                 return int(path.name[5:]), content[32:]
         return None
 
     return {"save": save, "newest": newest}
-
-
-def sum_fits(content):
-    return hashlib.sha256(content[32:]).digest() == content[:32]
 
 
 def read_all(content):
@@ -71,9 +72,7 @@ WRONG = {
     "and newest takes it": [("if sha256(path / name) != digest", "if False")],
     "step 10 is whole": [("        print(f\"{path} is damaged", "        return None\n"
                           "        print(f\"{path} is damaged")],
-    "nothing is renamed": [
-        ('with whole_folder(final, "make room, and resume from the one before") as partial:',
-         "final.mkdir(exist_ok=True)\n    for partial in [final]:")],
+    "nothing is renamed": simple(temporary=False),
     "as numbers, not as text": simple("step_{}", number=str),
     "a part of step 20": simple(temporary=False, fits=lambda content: True),
     "before the bytes": simple(flush=False),
