@@ -261,42 +261,55 @@ def test_options_that_leave_a_split_empty_are_explained(n, options, capsys):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_interrupted_at_any_moment_it_resumes_to_the_same_bytes(seed, tmp_path):
-    """One process imports everything once and forks children. The first one is stopped by Ctrl-C,
-    the others are killed at random moments."""
+    """One process imports everything once and forks children. The first one counts the lines of
+    code that it runs. The next is stopped by Ctrl-C at one of them, six are killed at others."""
     options = (write_source("jsonl", [f"{text} {n}" for n in range(100) for text in DOCUMENTS]),
                "--shard-tokens", "30000", "--val-fraction", "0.15")  # fmt: skip
-    assert make(*options, "--out", "whole") == 0
     code = f"""
-import os, random, signal, sys, time
+import os, random, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from common.kit.cli import run
-from common.shards import __main__ as shards, writer
-writer.SECONDS_BETWEEN_SAVES = 0.01
-shards.MAX_IN_FLIGHT = 2**14
+from common.shards import __main__ as shards, documents, writer
+writer.SECONDS_BETWEEN_SAVES = 0
+shards.MAX_IN_FLIGHT, documents.ROWS = 2**14, 40
 shards.gpt2_tokenizer()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 random.seed({seed})
-statuses = []
-while 0 not in statuses and len(statuses) < 12:
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)  # seconds, should a fork of threads hang
-        try:
-            run(shards.main, shards.Options, [*{options!r}, "--out", "stopped"])
-        except SystemExit as stop:
-            os._exit(stop.code)
-        os._exit(0)
-    if len(statuses) < 6:
-        time.sleep(random.uniform(0.01, 0.12) if statuses else 0.08)
-        os.kill(child, signal.SIGKILL if statuses else signal.SIGINT)
-    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print("statuses:", statuses)
+
+def child(out, moment=10**9, stop=signal.SIGKILL):
+    lines = 0
+    def trace(frame, event, arg):
+        nonlocal lines
+        lines += "common/shards" in frame.f_code.co_filename
+        if lines == moment:
+            lines += 1
+            os.kill(os.getpid(), stop)
+        return trace
+    if pid := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    signal.alarm(60)  # seconds, should a fork hang
+    sys.settrace(trace)
+    try:
+        run(shards.main, shards.Options, [*{options!r}, "--out", out])
+    except SystemExit as stopped:
+        os._exit(stopped.code)
+    sys.settrace(None)
+    open("lines", "w").write(str(lines))
+    os._exit(0)
+
+statuses = [child("whole")]
+lines = int(open("lines").read())
+statuses.append(child("stopped", lines // 3, signal.SIGINT))
+for _ in range(6):
+    statuses.append(child("stopped", random.randrange(1, lines // 3)))
+print("statuses:", [*statuses, child("stopped")])
 """
+    alone = os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # pyarrow's own starts threads
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=alone)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     statuses = json.loads(re.search(r"statuses: (.*)", done.stdout)[1])
-    assert statuses[0] == 130 and statuses.count(-9) >= 3 and statuses[-1] == 0
+    assert statuses == [0, 130, *[-9] * 6, 0]
     assert done.stdout.count("resumed from") >= 2
     assert all_bytes("stopped") == all_bytes("whole")
 
