@@ -18,10 +18,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import odd
 import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import ROOT
+from hypothesis import example, given
+from hypothesis import strategies as st
+from odd import and_hostile, some
 
 from common.data import Batches
 from common.kit.cli import UserError, run
@@ -381,48 +385,55 @@ def test_two_processes_on_one_folder(begun, capsys):
     assert make(*begun) == 0
 
 
-ODD = ["", "7", "-7", "null", "true", "[]", "{}", '"x"', "1e400", "NaN", "[[]]", "9" * 5000,
-       "[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000,
-       '{"made_from": null}', '{"made_from": 7}', '{"made_from": []}', '{"made_from": {}}', "\x00",
-       '{"made_from": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"shards": null}',
-       '{"shards": 7}', '{"shards": [7]}', '{"shards": [{"name": 7}]}', '{"shards": {"a": 1}}',
-       '{"shards": [{"name": "train_000001.npy"}]}', '{"shards": [{"name": "../precious.npy"}]}',
-       '{"shards": [{"name": ["train_000001.npy"]}]}', '{"shards": [[[]]]}']  # fmt: skip
-
-
-@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
-def test_odd_json_is_one_line_and_harms_nothing(content, begun, capsys):
-    """In place of progress.json, of meta.json, and of the meta.json that is verified."""
+@pytest.mark.parametrize("name, verify", [("progress", False), ("meta", False), ("meta", True)])
+@some(40)
+@given(content=odd.FILES)
+@and_hostile
+@example(content=b'{"shards": [{"name": "../precious.npy", "tokens": 1, "sha256": "0"}]}')
+@example(content=b'{"shards": [{"name": "train_000001.npy"}]}')
+@example(content=b'{"made_from": {}}')
+@example(content=b'{"made_from": ' + b"[" * 900 + b"]" * 900 + b"}")
+def test_odd_json_is_one_line_and_harms_nothing(begun, capsys, name, verify, content):
     Path("precious.npy").write_bytes(b"precious")
     outside = {path: path.read_bytes() for path in Path().glob("*.*")}
     whole = all_bytes("whole")
-    for name, options in (("progress", begun), ("meta", begun), ("meta", ("out", "--verify"))):
-        Path("out", f"{name}.json").write_text(content)
-        code, stderr = make(*options), capsys.readouterr().err
-        assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr[-300:]
-        assert len(stderr) < 300
+    Path("out", f"{name}.json").write_bytes(content)
+    code, stderr = make(*(("out", "--verify") if verify else begun)), capsys.readouterr().err
+    assert code == 2 and stderr.startswith("error: ") and stderr.count("\n") == 1, stderr[-300:]
+    assert len(stderr) < 300
     assert {path: path.read_bytes() for path in Path().glob("*.*")} == outside
     assert all_bytes("whole") == whole
 
 
-@pytest.mark.parametrize("change", [
-    {"tokens": {"val": "../x", "train": 0}}, {"tokens": {"val": -5, "train": 0}},
-    {"tokens": {"val": 10**9, "train": 0}}, {"tokens": {"val": 10**30, "train": 0}},
-    {"tokens": {"val": 500, "train": 2**62}}, {"tokens": {"val": 499, "train": 499}},
-    {"tokens": {"val": 1000, "train": 0}}, {"tokens": {"val": 1e400, "train": 0}},
-    {"tokens": {"val": 0}}, {"tokens": 7}, {"tokens": None},
-    {"position": {"file": 3}}, {"position": {"inside": -1}}, {"position": {"inside": 10**30}},
-    {"position": {"inside": [0]}}, {"position": None}, {"position": {"more": 1}},
-    {"position": {"documents": True}}, {"position": {"empty": 1.5}}, {"made_from": None},
-])  # fmt: skip
-def test_a_damaged_progress_is_one_line_and_harms_nothing(change, begun, capsys):
+@some(100)
+@given(data=st.data())
+def test_an_odd_field_of_the_progress_is_one_line_or_no_matter(begun, capsys, data):
+    """It may be another name for the source, or a number of documents: nothing is harmed."""
     Path("precious.npy").write_bytes(b"precious")
-    progress = json.loads(Path("out/progress.json").read_text())
-    Path("out/progress.json").write_text(json.dumps(progress | change))
-    assert make(*begun) == 2
-    stderr = capsys.readouterr().err
-    assert "progress.json is damaged" in stderr and stderr.count("\n") == 1
+    shutil.rmtree("copy", ignore_errors=True)
+    shutil.copytree("out", "copy")
+    valid = json.loads(Path("out/progress.json").read_text())
+    changed, _ = odd.with_odd_field(data, valid)
+    Path("copy/progress.json").write_text(json.dumps(changed))
+    code, stderr = make(*begun, "--out", "copy"), capsys.readouterr().err
+    assert (code, stderr.count("\n")) in ((0, 0), (2, 1)), stderr
     assert Path("precious.npy").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("where, change, words", [
+    ("tokens", {"val": "../x"}, "val is '../x'"), ("tokens", {"val": -5}, "val is -5"),
+    ("tokens", {"val": 10**9}, "val_000001.npy is missing"),
+    ("tokens", {"val": 10**30}, "val is 1000"), ("tokens", {"train": 499}, "is shorter"),
+    ("tokens", {"train": 2**62}, "train_000002.npy is missing"),
+    ("position", {"file": 3}, "file is 3"), ("position", {"inside": -1}, "inside is -1"),
+    ("position", {"documents": True}, "documents is True"),
+])  # fmt: skip
+def test_a_damaged_progress_is_named(where, change, words, begun, capsys):
+    progress = json.loads(Path("out/progress.json").read_text())
+    progress[where] |= change
+    Path("out/progress.json").write_text(json.dumps(progress))
+    assert make(*begun) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_name_in_meta_json_leads_nowhere_else(capsys):
@@ -432,7 +443,7 @@ def test_a_name_in_meta_json_leads_nowhere_else(capsys):
     for name in ('"../train_000001.npy"', "7", "null"):
         Path("out/meta.json").write_text(meta.replace('"train_000001.npy"', name))
         assert make("out", "--verify") == 2
-        assert "out has no meta.json, or not one of ours" in capsys.readouterr().err
+        assert "meta.json is damaged: " in capsys.readouterr().err
 
 
 def test_complete_shards_are_left_alone_and_others_refused(capsys):
@@ -736,11 +747,15 @@ def test_a_bad_folder_of_token_files_is_one_line(names, words):
         open_tokens("s")
 
 
-@pytest.mark.parametrize("content", ODD, ids=range(len(ODD)))
+@some(40)
+@given(content=odd.FILES)
+@and_hostile
+@example(content=b'{"shards": [7]}')
+@example(content=b'{"shards": [{"name": ["train_000001.npy"]}]}')
 def test_odd_json_beside_token_files_is_one_line_or_not_ours(content):
-    Path("s").mkdir()
+    Path("s").mkdir(exist_ok=True)
     np.save("s/train.npy", IDS)
-    Path("s/meta.json").write_text(content)
+    Path("s/meta.json").write_bytes(content)
     try:
         assert len(open_tokens("s").train) == 900
     except UserError as error:
