@@ -83,7 +83,7 @@ def check(answer) -> None:
 
 def check_gradient(moved, right, last) -> None:
     if (moved == 0).all():
-        raise Wrong("the weights do not change: zero_grad() after the step, not before")
+        raise Wrong("the weights do not change: backward() in the loop, zero_grad() after the step")
     for other, words in ((right, "the big batch's"), (last, "the last micro-batch's alone")):
         factor = (moved.norm() / other.norm()).item()
         if torch.allclose(moved, factor * other, atol=1e-5):
