@@ -61,23 +61,27 @@ LONG = 1000  # new tokens, for which compiling pays
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # a Hub name, a folder in Hugging Face's format, or a run of stage 6 or 7
-    prompt: str | None = None  # continue this text; without it, climb the ladder
+    # model
+    model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
+    # text
+    prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue one line after the other, as you type them
-    max_new_tokens: int = 256  # of a text, or an answer
-    stop: str | None = None  # end before this text; every text ends at <|endoftext|>
-    samples: int = 1  # how many texts
-    temperature: float = 0.8  # 0 is greedy, as the ladder is
+    max_new_tokens: int = 256  # end a text, or an answer, so late
+    stop: str | None = None  # end before this text; by default, only at <|endoftext|>
+    samples: int = 1  # continue the prompt so many times
+    temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens,
     top_p: float = 1.0  # and of those from the fewest whose probabilities add up to p
+    seed: int = 42  # draw other samples
+    # ladder
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 comes always
+    data: str = "tinyshakespeare"  # take the bits per byte of its validation text
+    eval_tokens: int = 512  # take so many tokens of that
+    out: str = "runs/9_generate"  # write to this folder
+    json: str | None = None  # write all numbers to this file too; by default, to none
+    # device
     compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # of the ladder; 0 comes always
-    data: str = "tinyshakespeare"  # its validation text gives the bits per byte
-    eval_tokens: int = 512  # validation tokens
-    seed: int = 42
-    out: str = "runs/9_generate"  # the ladder's folder
-    json: str | None = None  # also write all its numbers to this file
-    device: str = "auto"  # auto, cpu, cuda or mps
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def open_model(name: str, seed: int) -> GPT:
