@@ -31,6 +31,7 @@ from common.kit.device import pick_device, seed_everything
 from common.kit.disk import run_folder
 from common.kit.measure import spread
 from common.kit.runlog import RunLog
+from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
 from common.optim import adamw, check_plan, learning_rate, parameter_groups, set_lr
@@ -63,6 +64,7 @@ class Options:
     # run
     prompt: str = "\n"  # let the sample continue this
     out: str = "runs/6_hyparam"  # write to this folder
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
     # device
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: native 16 bits, or 32
     attention: Literal["auto", "formula", "flash"] = "auto"  # auto: flash, if not slower
@@ -146,7 +148,7 @@ def main(options: Options) -> None:
     chosen = ", ".join(f"{name} {value}" for name, value in setting.names().items())
     print(f"{options.model}: {chosen}")
     print(f"{options.steps} steps of {options.total_batch_tokens:,} tokens: {epochs:.2g} epochs")
-    with RunLog(folder, COLUMNS, options.steps, PANELS) as log:
+    with TrackedLog(folder, COLUMNS, options.steps, PANELS, options) as log:
         with autocast(device, setting.dtype):
             before = evaluate(model, val, T)
         log.val(0, before.loss)

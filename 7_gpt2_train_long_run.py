@@ -57,6 +57,7 @@ class Options:
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
     stop_at: int | None = None  # end at this step; by default, at --steps
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
     # model, by default from the recipe
     model: str | None = None  # train this preset, or one like 4x2x128
     block_size: int | None = None  # T: put so many tokens in a row
@@ -194,7 +195,7 @@ def main(options: Options) -> None:
         folder = run.folder if ranks.is_main else None
         if setting.compile and first < last:
             print("the first step compiles, for a minute or so: --compile no skips that")
-        with LongRunLog(folder, COLUMNS, last, PANELS, first, peak / flops) as log:
+        with LongRunLog(folder, COLUMNS, last, PANELS, options, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)
         print(f"waited for data: {batches.waited:.1f} s")

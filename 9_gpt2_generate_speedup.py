@@ -61,9 +61,8 @@ LONG = 1000  # new tokens, for which compiling pays
 
 @dataclass
 class Options:
-    # model
-    model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
     # text
+    model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
     prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue one line after the other, as you type them
     max_new_tokens: int = 256  # end a text, or an answer, so late
@@ -72,16 +71,15 @@ class Options:
     temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens,
     top_p: float = 1.0  # and of those from the fewest whose probabilities add up to p
+    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
     seed: int = 42  # draw other samples
-    # ladder
+    device: str = "auto"  # run on auto, cpu, cuda or mps
+    # the ladder of speed
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 comes always
     data: str = "tinyshakespeare"  # take the bits per byte of its validation text
     eval_tokens: int = 512  # take so many tokens of that
     out: str = "runs/9_generate"  # write to this folder
     json: str | None = None  # write all numbers to this file too; by default, to none
-    # device
-    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
-    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def open_model(name: str, seed: int) -> GPT:

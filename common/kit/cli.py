@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
+from importlib.util import find_spec
 from textwrap import fill
 from types import NoneType
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -89,6 +90,8 @@ LIMITS = {
     "more than 0, less than 1": (lambda value: 0 < value < 1, "val_fraction"),
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
+    "no, or install that package first":
+        (lambda value: value == "no" or getattr(find_spec(value), "origin", None), "track"),
     "a character or more": (lambda value: value != "", "prompt stop data"),
 }  # fmt: skip
 
