@@ -51,8 +51,8 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 @dataclass
 class Options:
     # run
-    recipe: str | None = None  # laptop (by default), gpt2-124m, gpt3-125m … gpt3-13b, a TOML file
-    init_from: str | None = None  # start from this Hub name or folder, not --model
+    recipe: str | None = None  # follow laptop (by default), gpt2-124m, gpt3-125m … 13b, a TOML file
+    init_from: str | None = None  # start from a Hub name, a folder; by default, anew
     out: str = "runs/7_long_run"  # write to this folder
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over

@@ -133,7 +133,8 @@ def parse(options_class: type, argv: Sequence[str]):
     parser = Parser(
         description="\n\n".join([fill(title, 79), *(text for text in rest if text[0] == " ")]),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 28),
-        usage=argparse.SUPPRESS, allow_abbrev=False, add_help=False,
+        prog=os.path.basename(sys.argv[0]), usage=argparse.SUPPRESS,
+        allow_abbrev=False, add_help=False,
     )  # fmt: skip
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     group, kinds, names = parser, get_type_hints(options_class), []

@@ -51,7 +51,7 @@ def open_tracker(folder: Path, options, first: int):
         return importlib.import_module(track).init(**how)
     except Exception as error:  # of the tracker's own kinds
         hint = "; WANDB_MODE=offline needs no network" if track == "wandb" else ""
-        raise UserError(f"--track {track}: {error}{hint}") from None
+        raise UserError(f"--track {track}: {error}".rstrip(".") + hint) from None
 
 
 class TensorBoard:
