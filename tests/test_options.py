@@ -71,9 +71,9 @@ def test_values_of_each_kind_are_read():
     assert options.betas == (0.8, 0.9) and options.batch_size == 3 and options.steps == 250
     options = parse(load_script(8).Options, ["--lr", "1", "2e-3", "--n-head"])
     assert options.lr == (1.0, 0.002) and options.n_head == () and options.n_layer == (1, 2, 4)
-    options = parse(load_script(7).Options, ["--resume", "--prompt=--x_y", "--out=a_b"])
+    options = parse(load_script(7).Options, ["--resume", "--prompt", "-- x_y", "--out=a_b"])
     assert options.resume and not options.restart and options.recipe is None
-    assert options.prompt == "--x_y" and options.out == "a_b"
+    assert options.prompt == "-- x_y" and options.out == "a_b"
 
 
 def test_a_wrong_choice_is_answered_with_all_choices_in_order(call):

@@ -120,6 +120,8 @@ VALUES = {"False": "no", "True": "yes", "bf16": "bfloat16", "fp16": "float16", "
 
 
 class Parser(argparse.ArgumentParser):
+    """argparse's, with a UserError in place of its exit."""
+
     def error(self, message: str):
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
@@ -145,13 +147,14 @@ def parse(options_class: type, argv: Sequence[str]):
             name, default = option[1], options_class.__dataclass_fields__[option[1]].default
             names.append(name if default is MISSING else "--" + name.replace("_", "-"))
             group.add_argument(names[-1], **_argument(name, kinds[name], default, option[2] or ""))
-    given = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in argv]
+    given = [re.sub(r"^--[\w-]+(?==|$)", lambda m: m[0].replace("_", "-"), word) for word in argv]
     found, unknown = parser.parse_known_args(given)
     if unknown:
         name = unknown[0].split("=")[0]
         ours = NAMES.get(name[2:], "")
-        near = [ours] if ours.split(" ")[0] in names else difflib.get_close_matches(name, names, 1)
-        parser.error(": give ".join([f"no option is called {name}", *near]))
+        if ours.split(" ")[0] not in names:
+            ours = "".join(difflib.get_close_matches(name, names, 1, 0.8))
+        parser.error(f"no option is called {name}" + (ours and f": give {ours}"))
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(found).items()}
     return options_class(**values)
 
@@ -159,7 +162,7 @@ def parse(options_class: type, argv: Sequence[str]):
 def _argument(name: str, kind, default, text: str) -> dict:
     """What argparse wants to know of an option: of a kind, of that or None, or of a tuple of it.
     Of those that are not given, the dataclass has the default."""
-    if default not in (None, False, (), MISSING):
+    if kind is not bool and default not in (None, (), MISSING):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
         text += f" (default: {shown.strip() or repr(default)})"
     how = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
