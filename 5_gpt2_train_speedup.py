@@ -45,7 +45,7 @@ from common.speed import (
 class Options:
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
-    steps: int = 7  # train so long on each rung; the first two warm up and are not timed
+    steps: int = 7  # take so many on each rung; the first two warm up and are not timed
     batch_size: int = 4  # B: put so many rows in a batch
     block_size: int = 128  # T: put so many tokens in a row
     eval_tokens: int = 1024  # evaluate on so many validation tokens

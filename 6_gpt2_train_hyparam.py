@@ -53,13 +53,13 @@ class Options:
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
     total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
     # optimization
-    steps: int = 250  # train so long; the learning rate falls over all of them
-    lr: float = 6e-4  # rise to this; GPT-3's for 125M; smaller models tolerate more: try 2e-3
-    warmup_steps: int = 25  # rise so long: a tenth of a short run; GPT-3's 375 million tokens
+    steps: int = 250  # train for so many; the learning rate falls over all of them
+    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; for small models try 2e-3
+    warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
-    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # update in one pass, or in many
+    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # update in one pass, or more
     seed: int = 1337  # draw other weights and batches
     # run
     prompt: str = "\n"  # let the sample continue this

@@ -61,7 +61,7 @@ class Options:
     # model, by default from the recipe
     model: str | None = None  # train this preset, or one like 4x2x128
     block_size: int | None = None  # T: put so many tokens in a row
-    dropout: float | None = None  # drop so large a part of the activations
+    dropout: float | None = None  # drop this share of the activations
     # data, by default from the recipe
     data: str | None = None  # tinyshakespeare, plays, a text, shards, a folder
     batch_size: int | None = None  # B: put as many rows in a micro-batch as fit
@@ -69,7 +69,7 @@ class Options:
     # optimization, by default from the recipe
     steps: int | None = None  # let the learning rate fall over so many steps
     lr: float | None = None  # let the learning rate rise to this
-    warmup_steps: int | None = None  # rise so long (375 million tokens)
+    warmup_steps: int | None = None  # let it rise over so many first
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
     seed: int | None = None  # draw other weights and batches

@@ -65,7 +65,7 @@ class Options:
     model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
     prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue one line after the other, as you type them
-    max_new_tokens: int = 256  # end a text, or an answer, so late
+    max_new_tokens: int = 256  # end a text, or an answer, after so many
     stop: str | None = None  # end before this text; by default, only at <|endoftext|>
     samples: int = 1  # continue the prompt so many times
     temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
