@@ -56,7 +56,6 @@ from common.talk import Voice, converse
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 PROMPT = "Hello, I'm a language model,"  # of the ladder
-LONG = 1000  # new tokens, for which compiling pays
 
 
 @dataclass
@@ -159,8 +158,7 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
 def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
     """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
     way, previous = Way(), None
-    # Found out by compiling something, which takes a second.
-    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None
+    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # it takes a second
     for k, (name, change, _) in enumerate(speedups(ids.device)):
         if k > max(rungs):
             break
@@ -193,9 +191,9 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 half of them")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<12} {why}")
-    ladder = DecodeLadder(device)
+    ids = torch.tensor([prompt], device=device)
+    ladder = DecodeLadder(model, ids)
     try:
-        ids = torch.tensor([prompt], device=device)
         climb(ladder, model, ids, torch.from_numpy(val), n, options.rungs)
     finally:
         title = f"{options.model}, {n} new tokens, {describe(device)}"
@@ -205,14 +203,18 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
 def voice(model: GPT, S: int, options: Options) -> Voice:
     """The model, ready to continue texts of up to S tokens: compiled, if that pays."""
     device = next(model.parameters()).device
-    long = options.interactive or options.samples * options.max_new_tokens >= LONG
-    reason = "to compile takes half a minute; --compile yes does"
+    long = options.interactive or options.samples * options.max_new_tokens >= 1000
+    reason = "as asked" if options.compile == "no" else "so few tokens; --compile yes compiles"
     if options.compile == "yes" or (options.compile == "auto" and long):
         reason = why_not_compile(device)
-    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
     sampling = (options.temperature, options.top_k, options.top_p)
     decoder = Decoder(model if reason else small(model, 8), 1, S, FixedCache, *sampling)
-    step = None if reason else compiled_step(decoder)
+    step = None
+    if not reason:
+        print("compiling for about half a minute; --compile no does without")
+        step, ids = compiled_step(decoder), torch.zeros(1, 1, dtype=torch.int64, device=device)
+        list(islice(decode(decoder, ids, step=step), 2))
+    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
     return Voice(decoder, step, options.max_new_tokens, options.stop)
 
 

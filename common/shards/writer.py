@@ -24,7 +24,8 @@ OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
 HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
 SECONDS_BETWEEN_SAVES = 10  # of the progress: the work that a kill loses
 # What is read again from progress.json, and of a shard from meta.json.
-POSITION, TOKENS = dict.fromkeys(asdict(Position()), COUNT), {"train": COUNT, "val": COUNT}
+POSITION = dict(file=COUNT, inside=COUNT, documents=COUNT, empty=COUNT, bytes=COUNT)
+TOKENS = {"train": COUNT, "val": COUNT}
 SHARD = {"name": str, "tokens": COUNT, "sha256": str}
 
 
