@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import SCRIPTS, load_script
 from helpers import (
     TINY,
     checkpoints,
