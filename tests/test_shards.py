@@ -517,6 +517,9 @@ def test_bad_sources_are_one_line(refused, monkeypatch):
     source = write_source("jsonl", ["few words"])
     refused("--val-fraction is 1", source, "--val-fraction", "1")
     refused("--shard-tokens is 0", source, "--shard-tokens", "0")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+        refused("shards needs pyarrow, which is not installed: pip install pyarrow", source)
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     refused("the shards need about", source)

@@ -26,6 +26,7 @@ from tyro.conf import Positional
 
 from common.kit.cli import run
 from common.kit.disk import check_room, run_folder
+from common.kit.needs import require
 from common.shards.documents import PIECE, Batch, find_files, read, without_long_gaps
 from common.shards.writer import Shards, verify
 from common.tokenizer import gpt2_tokenizer
@@ -80,6 +81,7 @@ def main(options: Options) -> None:
     if options.verify:
         verify(Path(options.source).expanduser())
         return
+    require("pyarrow", "pyarrow", "python -m common.shards")
     files = find_files(options.source, leave_out=Path(options.out).expanduser())
     folder, n_bytes = run_folder(options.out), sum(files.values())
     shards = Shards(folder, {
