@@ -95,7 +95,8 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
     vocab = json.loads(tokenizer_file("encoder.json"))
     merges = tokenizer_file("vocab.bpe").decode().splitlines()[1:]  # the first names the version
     pairs = [tuple(merge.split()) for merge in merges]
-    GPT2Tokenizer(vocab, pairs, model_max_length=T).save_pretrained(folder)
+    how = dict(model_max_length=T, clean_up_tokenization_spaces=False)
+    GPT2Tokenizer(vocab, pairs, **how).save_pretrained(folder)
     title = f"GPT-2 with {reference.num_parameters():,} parameters"
     (folder / "README.md").write_text(card(title, facts))
     share(folder)

@@ -9,6 +9,9 @@ A source is fineweb-edu, openwebtext, a file, or a folder: text, JSON lines or P
 with gzip or zstd. Documents are tokenized on all cores, <|endoftext|> before each, and written as
 uint16 to .npy files of --shard-tokens, the first of them for validation. After an interruption the
 same command resumes, and ends with the same bytes. meta.json says what was read and written.
+
+For more text than one machine tokenizes, take Hugging Face's datatrove: stage 7 reads its .ds files
+as they are.
 """
 
 import os
