@@ -100,7 +100,8 @@ def main(options: Options) -> None:
 
     print(fill(f"text: the end of {corpus.name}, {corpus.source}", 79, subsequent_indent="  "))
     print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
-    print(f"  {evaluate(model, text_ids, block_size, options.batch_size, options.stride)}")
+    found = evaluate(model, text_ids, block_size, options.batch_size, options.stride)
+    print(f"  {found}")
     if questions:
         print_scores(*(hellaswag(model, questions, w, options.batch_size) for w in WORDINGS))
 
@@ -111,7 +112,8 @@ def main(options: Options) -> None:
         print(quoted(tokenizer.decode(row.tolist())), end="\n\n")
 
     if options.export:
-        to_hugging_face(model, options.export)
+        facts = {"weights": options.model, f"on the end of {corpus.name}": found}
+        to_hugging_face(model, options.export, facts)
         print(f"exported: transformers.pipeline('text-generation', model='{options.export}')")
 
 

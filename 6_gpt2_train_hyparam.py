@@ -159,7 +159,8 @@ def main(options: Options) -> None:
     print(quoted(gpt2_tokenizer().decode(sample.tolist())))
     from common.pretrained import export  # transformers takes seconds to import
 
-    export(model, folder)
+    steps = f"{options.steps} of {options.total_batch_tokens:,} tokens"
+    export(model, folder, {"data": options.data, "steps": steps, "validation": after})
     print_what_each_did(log, model, batches, val, options, setting)
 
 

@@ -139,7 +139,7 @@ def train(
             print(f"stopped after step {step}: --resume continues the run")
             return
     report(last, model, val, log, options, setting, run)
-    run.export(model)
+    run.export(last, model, options)
 
 
 def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:
