@@ -36,11 +36,11 @@ notebook, and asked the moon to wait."""
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # a preset
-    steps: int = 40
-    lr: float = 3e-4  # learning rate
-    seed: int = 1337
-    device: str = "auto"  # auto, cpu, cuda or mps
+    model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
+    steps: int = 40  # train for so many steps
+    lr: float = 3e-4  # raise the learning rate to learn faster, until the loss jumps
+    seed: int = 1337  # draw other weights
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def train(model: GPT, x: torch.Tensor, y: torch.Tensor, options: Options) -> None:

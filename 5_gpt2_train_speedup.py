@@ -43,18 +43,18 @@ from common.speed import (
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
-    model: str = "gpt2"  # a preset
-    steps: int = 7  # per rung; the first two warm up and are not timed
-    batch_size: int = 4  # B, rows in a batch
-    block_size: int = 128  # T, tokens in a row
-    eval_tokens: int = 1024  # validation tokens
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # those to measure; each includes those below it
-    lr: float = 3e-4  # learning rate
-    seed: int = 1337
-    out: str = "runs/5_speedup"  # the run's folder
-    json: str | None = None  # also write all numbers to this file
-    device: str = "auto"  # auto, cpu, cuda or mps
+    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
+    steps: int = 7  # take so many on each rung; the first two warm up and are not timed
+    batch_size: int = 4  # B: put so many rows in a batch
+    block_size: int = 128  # T: put so many tokens in a row
+    eval_tokens: int = 1024  # evaluate on so many validation tokens
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # measure these; each includes those below it
+    lr: float = 3e-4  # set the learning rate
+    seed: int = 1337  # draw other weights and batches
+    out: str = "runs/5_speedup"  # write to this folder
+    json: str | None = None  # write all numbers to this file too; by default, to none
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def speedups(device: torch.device) -> list[tuple]:
