@@ -108,7 +108,8 @@ def train(
 
 
 def measure(name, setting, config, tokens, options, device, hugging_face=False) -> Rung:
-    """Build a model, train it for some steps, and free it."""
+    """Build a model and train it for some steps."""
+    release_memory()  # never two models at once
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
     if hugging_face:
@@ -121,8 +122,6 @@ def measure(name, setting, config, tokens, options, device, hugging_face=False) 
     memory = PeakMemory(device)
     train(model.to(device).train(), batches, val, rung, options, setting)
     rung.peak_bytes = memory.read()
-    del model
-    release_memory()  # never two models at once
     return rung
 
 
@@ -133,27 +132,27 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
     for k, (name, change, _) in enumerate(speedups(device)):
         if k > max(options.rungs):
             break
-        if reason := why_not(change, setting, config, options, device):
-            ladder.skip(f"{k} {name}", reason)
-            continue
-        setting = replace(setting, **change)
-        if k == 0 or k in options.rungs:
-            rung = measure(f"{k} {name}", setting, *fixed)
-            ladder.add(rung, previous)
-            previous = rung
-        if k == 0:
-            left = (len(options.rungs) + 1) * sum(rung.ms) / 1000 + 60
-            print(f"{'':14} about {duration(left)} to go at most")
-    if setting.compile:
+        with ladder.skip_if_full(f"{k} {name}"):
+            if reason := why_not(change, setting, config, options, device):
+                ladder.skip(f"{k} {name}", reason)
+                continue
+            setting = replace(setting, **change)
+            if k == 0 or k in options.rungs:
+                rung = measure(f"{k} {name}", setting, *fixed)
+                ladder.add(rung, previous)
+                if previous is None:
+                    first, left = setting, (len(options.rungs) + 1) * sum(rung.ms) / 1000 + 60
+                    print(f"{'':14} about {duration(left)} to go at most")
+                previous = rung
+    if previous is None:
+        raise UserError("no rung fits the memory: give a smaller --batch-size or --block-size")
+    if ladder.rungs[-1].ms and setting.compile:
         print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
-        theirs = measure("Hugging Face", setting, *fixed, hugging_face=True)
-        ladder.add(theirs)
-        print(f"{'':14} ours takes {rung.median_ms / theirs.median_ms:.2f} of its time")
-    again = measure("0 fp32, again", Setting(), *fixed)
-    ladder.add(again)
-    print(f"{'':14} drift: {again.median_ms / ladder.rungs[0].median_ms:.2f} of the first time")
-    if reason := ladder.why_unreliable():
-        print(f"unreliable, the machine was busy: {reason}")
+        with ladder.skip_if_full("Hugging Face"):
+            theirs = measure("Hugging Face", setting, *fixed, hugging_face=True)
+            ladder.add(theirs)
+            print(f"{'':14} ours takes {rung.median_ms / theirs.median_ms:.2f} of its time")
+    ladder.add_last(measure(f"{ladder.first.name}, again", first, *fixed))
 
 
 def main(options: Options) -> None:

@@ -172,8 +172,6 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             previous = rung
     compare_hugging_face(ladder, model, ids, min(n, 32))
     measure_first_again(ladder, model, ids)
-    if reason := ladder.why_unreliable():
-        print(f"unreliable, the machine was busy: {reason}")
 
 
 def show_ladder(model: GPT, options: Options, device: torch.device) -> None:

@@ -171,5 +171,4 @@ def measure_first_again(ladder: DecodeLadder, model: GPT, ids: torch.Tensor) -> 
     for T in (*[start] * WARMUP_STEPS, *range(start, text.size(1), 8)):
         seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
         again.ms.append(seconds * 1000)
-    ladder.add(again)
-    print(f"{'':14} drift: {again.median_ms / first.median_ms:.2f} of the first time")
+    ladder.add_last(again)

@@ -24,6 +24,7 @@ ROOMS = {
     "run": {"kit", "", "run"},
     "search": {"kit", "", "run", "search"},
     "shards": {"kit", "shards"},
+    "report": {"kit", "", "report"},
 }
 SHARED_WITH_SHARDS = {"common.tokenizer", "common.run.tokenfiles"}
 # Stage → the lines of train that it may remove, and may add.

@@ -73,8 +73,11 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory is full. On a CPU only the message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory is full. On a CPU, on Apple's GPUs and in CUDA's own errors only the message
+    tells."""
+    messages = ("can't allocate memory", "out of memory", "Invalid buffer size")
+    full = any(message in str(error) for message in messages)
+    return full or isinstance(error, torch.OutOfMemoryError)
 
 
 # Options have one name everywhere. What to give for each, how that is tested, and which they are.
