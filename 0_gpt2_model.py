@@ -28,11 +28,11 @@ MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: s
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # a preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b
-    batch_size: int = 4  # rows in the batch of random ids
-    block_size: int = 64  # tokens in each row
-    seed: int = 1337
-    device: str = "auto"  # auto, cpu, cuda or mps
+    model: str = "gpt2"  # build this preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b
+    batch_size: int = 4  # check it with so many rows of random ids
+    block_size: int = 64  # and so many tokens in each row
+    seed: int = 1337  # draw other weights and ids
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def print_table(model: GPT, B: int, T: int) -> None:
@@ -122,3 +122,4 @@ if __name__ == "__main__":
 #   python 0_gpt2_model.py --model gpt2-xl
 #   python 0_gpt2_model.py --model gpt-nano --batch-size 1 --block-size 1024
 #   python 0_gpt2_model.py --block-size 1025     # what does the model say?
+#   python -m exercises 01 02    # yours to fill in: causal_attention, block

@@ -34,21 +34,21 @@ from common.tokenizer import gpt2_tokenizer
 @dataclass
 class Options:
     model: str = "gpt2"  # a name on the Hub (gpt2, gpt2-xl, …) or a folder in its format
-    prompt: str = "Hello, I'm a language model,"
-    samples: int = 5  # how many
-    max_new_tokens: int = 30
-    temperature: float = 1.0  # 0 is greedy
+    prompt: str = "Hello, I'm a language model,"  # continue this text
+    samples: int = 5  # continue it so many times
+    max_new_tokens: int = 30  # end each sample after so many tokens
+    temperature: float = 1.0  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
-    data: str = "tinyshakespeare"  # the text to evaluate on: a name, a file or a folder
-    eval_tokens: int = 8192  # how many tokens of its end
-    stride: int | None = None  # tokens from one window to the next; default: the block size
-    batch_size: int = 4  # windows, or questions, evaluated at once
+    data: str = "tinyshakespeare"  # evaluate on this text: a name, a file or a folder
+    eval_tokens: int = 8192  # take so many tokens of its end
+    stride: int | None = None  # move a window by so many tokens; by default, by its length
+    batch_size: int = 4  # evaluate so many windows, or questions, at once
     hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
-    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, instead of a download
-    hellaswag_limit: int | None = None  # only so many questions
+    hellaswag_file: str | None = None  # read this hellaswag_val.jsonl; by default, download it
+    hellaswag_limit: int | None = None  # ask only so many questions; by default, all
     export: str | None = None  # a new folder for our model in Hugging Face's format
-    seed: int = 42
-    device: str = "auto"  # auto, cpu, cuda or mps
+    seed: int = 42  # draw other samples
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
@@ -124,3 +124,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model gpt2-medium --data my_own.txt
 #   python 1_gpt2_hf_eval.py --temperature 0 --samples 1
 #   python 1_gpt2_hf_eval.py --top-k 1000 --temperature 1.5
+#   python -m exercises 03 04 05    # yours to fill in: conv1d, top_k, bits_per_byte

@@ -35,15 +35,15 @@ COLUMNS = ("curve", "step", "loss", "ms", "tokens_per_s", "val_loss")
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
-    model: str = "gpt-micro"  # a preset
-    steps: int = 100
-    batch_size: int = 8  # B, rows in a batch
-    block_size: int = 128  # T, tokens in a row
-    lr: float = 1e-3  # learning rate
-    seed: int = 1337
-    out: str = "runs/4_best_practices"  # the run's folder
-    device: str = "auto"  # auto, cpu, cuda or mps
+    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
+    steps: int = 100  # train for so many steps
+    batch_size: int = 8  # B: put so many rows in a batch
+    block_size: int = 128  # T: put so many tokens in a row
+    lr: float = 1e-3  # raise the learning rate to learn faster, until the loss jumps
+    seed: int = 1337  # draw other weights and batches
+    out: str = "runs/4_best_practices"  # write to this folder
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 # What is done to a model as PyTorch made it.
@@ -121,3 +121,4 @@ if __name__ == "__main__":
 # To try:
 #   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
 #   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which one still learns?
+#   python -m exercises 08    # yours to fill in: tie_and_init

@@ -31,6 +31,7 @@ from common.kit.device import pick_device, seed_everything
 from common.kit.disk import run_folder
 from common.kit.measure import spread
 from common.kit.runlog import RunLog
+from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
 from common.optim import adamw, check_plan, learning_rate, parameter_groups, set_lr
@@ -44,28 +45,31 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of them
-    model: str = "gpt-micro"  # a preset
-    steps: int = 250  # the learning rate falls over all of them
-    batch_size: int = 8  # B, rows in a micro-batch: as many as memory holds
-    block_size: int = 128  # T, tokens in a row
-    total_batch_tokens: int = 2048  # in a step: B · T · micro-batches; GPT-3 has 524,288 for 125M
-    lr: float = 6e-4  # maximum; GPT-3's for 125M; smaller models tolerate more: try 2e-3
-    warmup_steps: int = 25  # GPT-3 takes 375 million tokens; a short run a tenth of its steps
-    betas: tuple[float, float] = (
-        0.9,
-        0.95,
-    )  # not 0.999: large batches need less averaging
-    weight_decay: float = 0.1  # of matrices and embeddings
-    clip: float = 1.0  # maximum gradient norm
-    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # the same result, in one pass
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as stage 5 found
-    attention: Literal["auto", "formula", "flash"] = "auto"
-    compile: Literal["auto", "yes", "no"] = "auto"
-    prompt: str = "\n"  # what the sample continues
-    seed: int = 1337
-    out: str = "runs/6_hyparam"  # the run's folder
-    device: str = "auto"  # auto, cpu, cuda or mps
+    # model
+    model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
+    block_size: int = 128  # T: put so many tokens in a row
+    # data
+    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
+    total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
+    # optimization
+    steps: int = 250  # train for so many; the learning rate falls over all of them
+    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; for small models try 2e-3
+    warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
+    betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
+    weight_decay: float = 0.1  # pull matrices and embeddings towards 0
+    clip: float = 1.0  # scale larger gradients down to this norm
+    adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # update in one pass, or more
+    seed: int = 1337  # draw other weights and batches
+    # run
+    prompt: str = "\n"  # let the sample continue this
+    out: str = "runs/6_hyparam"  # write to this folder
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
+    # device
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: native 16 bits, or 32
+    attention: Literal["auto", "formula", "flash"] = "auto"  # auto: flash, if not slower
+    compile: Literal["auto", "yes", "no"] = "auto"  # auto: where torch can
+    device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def train(
@@ -144,7 +148,7 @@ def main(options: Options) -> None:
     chosen = ", ".join(f"{name} {value}" for name, value in setting.names().items())
     print(f"{options.model}: {chosen}")
     print(f"{options.steps} steps of {options.total_batch_tokens:,} tokens: {epochs:.2g} epochs")
-    with RunLog(folder, COLUMNS, options.steps, PANELS) as log:
+    with TrackedLog(folder, COLUMNS, options.steps, PANELS, options) as log:
         with autocast(device, setting.dtype):
             before = evaluate(model, val, T)
         log.val(0, before.loss)
@@ -167,3 +171,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf --prompt "ROMEO:"
 #   python 6_gpt2_train_hyparam.py --lr 2e-3 --out runs/6_fast
 #   python 6_gpt2_train_hyparam.py --batch-size 4 --out runs/6_micro     # the same loss, slower
+#   python -m exercises 11 12 13    # yours to fill in: decay_groups, learning_rate, accumulation

@@ -50,37 +50,45 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 @dataclass
 class Options:
-    recipe: str | None = None  # laptop, gpt2-124m, gpt3-125m … gpt3-13b, or a TOML file of options
-    data: str | None = None  # tinyshakespeare, plays, a text file, a folder of those or of shards
-    model: str | None = None  # a preset
-    init_from: str | None = None  # instead of --model: pretrained weights, a Hub name or a folder
-    batch_size: int | None = None  # B, rows in a micro-batch
-    block_size: int | None = None  # T, tokens in a row
-    total_batch_tokens: int | None = None  # in a step: B · T · ranks · micro-batches
-    steps: int | None = None  # the learning rate falls over all of them
-    stop_at: int | None = None  # end at this step, the schedule unchanged
-    lr: float | None = None  # maximum learning rate
-    warmup_steps: int | None = None  # GPT-3's 375 million tokens, at most a tenth of the steps
-    weight_decay: float | None = None  # of matrices and embeddings
-    clip: float | None = None  # maximum gradient norm
-    dropout: float | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: as stage 5 found
-    attention: Literal["auto", "formula", "flash"] | None = None
-    compile: Literal["auto", "yes", "no"] | None = None
-    eval_every: int | None = None  # steps between evaluations
-    eval_tokens: int | None = None  # validation tokens, at most
-    eval_hellaswag: bool = False  # ask HellaSwag's questions too
-    hellaswag_file: str | None = None  # a copy of hellaswag_val.jsonl, instead of a download
-    hellaswag_limit: int | None = None  # only so many questions
-    checkpoint_every: int | None = None  # steps between checkpoints
-    keep: int | None = None  # checkpoints to keep
-    prompt: str | None = None  # what a sample continues
-    seed: int | None = None
-    out: str = "runs/7_long_run"  # the run's folder
+    # run
+    recipe: str | None = None  # follow laptop (by default), gpt2-124m, gpt3-125m … 13b, a TOML file
+    init_from: str | None = None  # start from a Hub name, a folder; by default, anew
+    out: str = "runs/7_long_run"  # write to this folder
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
-    shard: bool = False  # shard the model over the ranks (FSDP2), not replicate it (DDP)
-    device: str = "auto"  # auto, cpu, cuda or mps
+    stop_at: int | None = None  # end at this step; by default, at --steps
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
+    # model, by default from the recipe
+    model: str | None = None  # train this preset, or one like 4x2x128
+    block_size: int | None = None  # T: put so many tokens in a row
+    dropout: float | None = None  # drop this share of the activations
+    # data, by default from the recipe
+    data: str | None = None  # tinyshakespeare, plays, a text, shards, a folder
+    batch_size: int | None = None  # B: put as many rows in a micro-batch as fit
+    total_batch_tokens: int | None = None  # B · T · ranks · micro-batches, in a step
+    # optimization, by default from the recipe
+    steps: int | None = None  # let the learning rate fall over so many steps
+    lr: float | None = None  # let the learning rate rise to this
+    warmup_steps: int | None = None  # let it rise over so many first
+    weight_decay: float | None = None  # pull matrices and embeddings towards 0
+    clip: float | None = None  # scale larger gradients down to this norm
+    seed: int | None = None  # draw other weights and batches
+    # evaluation and checkpoints, by default from the recipe
+    eval_every: int | None = None  # evaluate each time after so many steps
+    eval_tokens: int | None = None  # evaluate on so many validation tokens
+    prompt: str | None = None  # let a sample continue this
+    eval_hellaswag: bool = False  # ask HellaSwag's questions too
+    hellaswag_file: str | None = None  # read this copy; by default, download it
+    hellaswag_limit: int | None = None  # ask only so many; by default, all
+    checkpoint_every: int | None = None  # save each time after so many steps
+    keep: int | None = None  # keep so many checkpoints
+    # speed, by default from the recipe
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: native 16 bits
+    attention: Literal["auto", "formula", "flash"] | None = None  # auto: flash, if not slower
+    compile: Literal["auto", "yes", "no"] | None = None  # auto: where torch can
+    # device
+    device: str = "auto"  # run on auto, cpu, cuda or mps
+    shard: bool = False  # shard the model over ranks (FSDP2), do not copy it
 
 
 def train(
@@ -187,7 +195,7 @@ def main(options: Options) -> None:
         folder = run.folder if ranks.is_main else None
         if setting.compile and first < last:
             print("the first step compiles, for a minute or so: --compile no skips that")
-        with LongRunLog(folder, COLUMNS, last, PANELS, first, peak / flops) as log:
+        with LongRunLog(folder, COLUMNS, last, PANELS, options, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)
         print(f"waited for data: {batches.waited:.1f} s")
@@ -200,3 +208,4 @@ if __name__ == "__main__":
 #   python 7_gpt2_train_long_run.py --steps 40 --out runs/short
 #   python 1_gpt2_hf_eval.py --model runs/short/hf --prompt "ROMEO:"
 #   torchrun --standalone --nproc_per_node=2 7_gpt2_train_long_run.py --out runs/two
+#   python -m exercises 14 15    # yours to fill in: ranks, checkpoint

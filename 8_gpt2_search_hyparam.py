@@ -47,19 +47,23 @@ SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # also: plays, a text file, a folder of those or of shards
-    phases: str = "24x20,6x60,2x180"  # trials x steps; each phase's best are promoted to the next
-    sampler: Literal["grid", "random", "tpe"] = "grid"  # Optuna's, for the first phase
-    lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    # hyper-parameters, each with the values to try
+    lr: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # learning rate
     batch_size: tuple[int, ...] = (2, 4, 8)  # B, rows in a batch
     block_size: tuple[int, ...] = (16, 32, 64)  # T, tokens in a row
     n_embd: tuple[int, ...] = (64, 128)  # C, the width
-    n_layer: tuple[int, ...] = (1, 2, 4)
-    n_head: tuple[int, ...] = ()  # none: width / 64, as in GPT-2
-    eval_tokens: int = 2048  # validation tokens, at most
-    seed: int = 1337
-    out: str = "runs/8_search"  # the search's folder
-    device: str = "auto"  # auto, cpu, cuda, cuda:1 or mps
+    n_layer: tuple[int, ...] = (1, 2, 4)  # the depth
+    n_head: tuple[int, ...] = ()  # by default, width / 64, as in GPT-2
+    # data
+    data: str = "tinyshakespeare"  # train on this; or on plays, a text, a folder, shards
+    eval_tokens: int = 2048  # evaluate on so many validation tokens
+    # run
+    phases: str = "24x20,6x60,2x180"  # trials x steps; promote each phase's best to the next
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # choose the first trials so
+    seed: int = 1337  # draw other trials, weights and batches
+    out: str = "runs/8_search"  # write to this folder
+    # device
+    device: str = "auto"  # run on auto, cpu, cuda, cuda:1 or mps
 
 
 class SearchLog:

@@ -1,8 +1,7 @@
 """Stage 9: a ladder of decoding speed, and a model that one can talk to.
 
-New here: common/decode.py (a cache of keys and values), common/quantize.py (weights in 16 and 8
-bits) and common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the
-table.
+New here: common/decode.py (a cache of keys and values), common/quantize.py (16 and 8 bits) and
+common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the table.
 
     python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 5 to 6 minutes on two CPU cores
     python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
@@ -56,28 +55,28 @@ from common.talk import Voice, converse
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 PROMPT = "Hello, I'm a language model,"  # of the ladder
-LONG = 1000  # new tokens, for which compiling pays
 
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # a Hub name, a folder in Hugging Face's format, or a run of stage 6 or 7
-    prompt: str | None = None  # continue this text; without it, climb the ladder
+    model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
+    prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue one line after the other, as you type them
-    max_new_tokens: int = 256  # of a text, or an answer
-    stop: str | None = None  # end before this text; every text ends at <|endoftext|>
-    samples: int = 1  # how many texts
-    temperature: float = 0.8  # 0 is greedy, as the ladder is
-    top_k: int = 50  # sample from the k most probable tokens,
-    top_p: float = 1.0  # and of those from the fewest whose probabilities add up to p
+    max_new_tokens: int = 256  # end a text, or an answer, after so many
+    stop: str | None = None  # end before this text; by default, only at <|endoftext|>
+    samples: int = 1  # continue the prompt so many times
+    temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
+    top_k: int = 50  # sample from the k most probable tokens
+    top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
     compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # of the ladder; 0 comes always
-    data: str = "tinyshakespeare"  # its validation text gives the bits per byte
-    eval_tokens: int = 512  # validation tokens
-    seed: int = 42
-    out: str = "runs/9_generate"  # the ladder's folder
-    json: str | None = None  # also write all its numbers to this file
-    device: str = "auto"  # auto, cpu, cuda or mps
+    seed: int = 42  # draw other samples
+    device: str = "auto"  # run on auto, cpu, cuda or mps
+    # the ladder of speed
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 comes always
+    data: str = "tinyshakespeare"  # take the bits per byte of its validation text
+    eval_tokens: int = 512  # take so many tokens of that
+    out: str = "runs/9_generate"  # write to this folder
+    json: str | None = None  # write all numbers to this file too; by default, to none
 
 
 def open_model(name: str, seed: int) -> GPT:
@@ -157,8 +156,7 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
 def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
     """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
     way, previous = Way(), None
-    # Found out by compiling something, which takes a second.
-    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None
+    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # it takes a second
     for k, (name, change, _) in enumerate(speedups(ids.device)):
         if k > max(rungs):
             break
@@ -174,8 +172,6 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             previous = rung
     compare_hugging_face(ladder, model, ids, min(n, 32))
     measure_first_again(ladder, model, ids)
-    if reason := ladder.why_unreliable():
-        print(f"unreliable, the machine was busy: {reason}")
 
 
 def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
@@ -191,9 +187,9 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 half of them")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<12} {why}")
-    ladder = DecodeLadder(device)
+    ids = torch.tensor([prompt], device=device)
+    ladder = DecodeLadder(model, ids)
     try:
-        ids = torch.tensor([prompt], device=device)
         climb(ladder, model, ids, torch.from_numpy(val), n, options.rungs)
     finally:
         title = f"{options.model}, {n} new tokens, {describe(device)}"
@@ -203,14 +199,18 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
 def voice(model: GPT, S: int, options: Options) -> Voice:
     """The model, ready to continue texts of up to S tokens: compiled, if that pays."""
     device = next(model.parameters()).device
-    long = options.interactive or options.samples * options.max_new_tokens >= LONG
-    reason = "to compile takes half a minute; --compile yes does"
+    long = options.interactive or options.samples * options.max_new_tokens >= 1000
+    reason = "as asked" if options.compile == "no" else "so few tokens; --compile yes compiles"
     if options.compile == "yes" or (options.compile == "auto" and long):
         reason = why_not_compile(device)
-    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
     sampling = (options.temperature, options.top_k, options.top_p)
     decoder = Decoder(model if reason else small(model, 8), 1, S, FixedCache, *sampling)
-    step = None if reason else compiled_step(decoder)
+    step = None
+    if not reason:
+        print("compiling for about half a minute; --compile no does without")
+        step, ids = compiled_step(decoder), torch.zeros(1, 1, dtype=torch.int64, device=device)
+        list(islice(decode(decoder, ids, step=step), 2))
+    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
     return Voice(decoder, step, options.max_new_tokens, options.stop)
 
 
@@ -248,4 +248,4 @@ if __name__ == "__main__":
 # To try:
 #   python 9_gpt2_generate_speedup.py --rungs 1 5 --max-new-tokens 100
 #   python 9_gpt2_generate_speedup.py --model runs/6_hyparam --prompt "KING:" --stop $'\n\n'
-#   python 9_gpt2_generate_speedup.py --model gpt2-xl --interactive --compile no
+#   python -m exercises 16    # yours to fill in: kv_cache

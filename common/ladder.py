@@ -1,5 +1,6 @@
 """A ladder of speed-ups: its rows, measured one after the other, each compared with the first."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,8 +8,9 @@ from statistics import median
 
 import torch
 
+from common.kit.cli import is_out_of_memory
 from common.kit.disk import save_figure
-from common.kit.measure import matmul_peak, spread
+from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
 WARMUP_STEPS = 2  # not timed: the first step may compile
@@ -62,6 +64,7 @@ class Ladder:
     limit = "MFU"
     bars = "ms per step (median)"
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
+    first: Rung | None = None  # that was measured
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
         self.tokens, self.flops = B * T, config.flops_per_token(T)
@@ -80,12 +83,22 @@ class Ladder:
         self.rungs.append(Rung(name, skipped=reason))
         print(f"{name:<14} skipped: {reason}")
 
+    @contextlib.contextmanager
+    def skip_if_full(self, name: str):
+        """A rung that the block measures is skipped if memory does not hold it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.skip(name, "the memory is full")
+
     def add(self, rung: Rung, previous: Rung | None = None) -> None:
         """Check a measured rung, compute its ratios, and print its row."""
-        first = self.rungs[0] if self.rungs else rung
-        own = self.check(rung, first)
+        self.first = self.first or rung
+        own = self.check(rung, self.first)
         rung.times_previous = previous and rung.tokens_per_s / previous.tokens_per_s
-        rung.times_first = rung.tokens_per_s / first.tokens_per_s
+        rung.times_first = rung.tokens_per_s / self.first.tokens_per_s
         self.rungs.append(rung)
         times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
         print(
@@ -104,6 +117,13 @@ class Ladder:
         gb = f"{rung.peak_bytes / 1e9:.1f}" if rung.peak_bytes else "–"
         return f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}"
 
+    def add_last(self, again: Rung) -> None:
+        """Add the first rung, measured again, and say how steady the machine was."""
+        self.add(again)
+        print(f"{'':14} drift: {again.median_ms / self.first.median_ms:.2f} of the first time")
+        if reason := self.why_unreliable():
+            print(f"unreliable, the machine was busy: {reason}")
+
     def why_unreliable(self) -> str | None:
         """What shows that the machine was busy with other work, or None. The last rung is the first
         one measured again."""
@@ -117,10 +137,13 @@ class Ladder:
         return None
 
     def peak(self, dtype: torch.dtype) -> float:
-        """matmul_peak in dtype, with TF32 or without as set now; measured once."""
+        """matmul_peak in dtype, with TF32 or without as set now; measured and printed once."""
         kind = (dtype, torch.get_float32_matmul_precision())
         if kind not in self.peaks:
-            self.peaks[kind] = matmul_peak(self.device, dtype)
+            peak = self.peaks[kind] = matmul_peak(self.device, dtype)
+            sheet = data_sheet_peak(self.device) if dtype.itemsize == 2 else None
+            share = f", {peak / sheet:.0%} of the data sheet's {sheet / 1e12:.0f}" if sheet else ""
+            print(f"{'':14} the fastest product: {peak / 1e12:.3g} TFLOP/s{share}")
         return self.peaks[kind]
 
     def save(self, picture: Path, json_file: str | None, title: str) -> None:

@@ -4,14 +4,17 @@ A machine may lack one of them: `why_not_…` returns the reason, or None.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.init import init_weights, tie_weights
+from common.kit.cli import is_out_of_memory
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
@@ -44,12 +47,17 @@ def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
 def flash_attention(q, k, v, dropout_p=0.0):
     """`causal_attention` as one kernel that never holds all (T, T) scores (FlashAttention, Dao et
     al., 2022). q, k, v: (B, nh, T, hs)."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
+    # cuDNN plans for tens of ms for each new shape. A training run has one; sampling has many.
+    without_cudnn = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    training = torch.is_grad_enabled()
+    with contextlib.nullcontext() if training else sdpa_kernel(without_cudnn):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
 def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> float:
     """How many times faster flash_attention is than causal_attention, forward and backward, for q,
-    k, v of shape (B, nh, T, hs). Below 1 where a CPU's kernel suits other shapes and dtypes."""
+    k, v of shape (B, nh, T, hs): infinitely where memory does not hold the scores, and below 1
+    where a CPU's kernel suits other shapes and dtypes."""
     q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
 
     def formula():
@@ -58,6 +66,12 @@ def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> fl
     def flash():
         flash_attention(q, k, v).sum().backward()
 
+    try:
+        formula()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
     seconds = [(timed(formula, device)[0], timed(flash, device)[0]) for _ in range(10)]
     # The minima: other work on the machine slows some trials, and must not decide.
     return min(a for a, _ in seconds) / min(b for _, b in seconds)
@@ -123,12 +137,16 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
 
 
 def why_not_compile(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, found by compiling one sum. It needs a C++ compiler on
-    a CPU, Triton on a GPU."""
+    """Why torch.compile does not work here, found by compiling a tiny model's step. It needs a C++
+    compiler on a CPU, Triton on NVIDIA's GPUs; on Apple's it may lack an operation."""
+    model = GPT(GPTConfig(1, 1, 16, 8, 16, attention=flash_attention)).to(device)
+    ids = torch.zeros(1, 8, dtype=torch.long, device=device)
     try:
-        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+        loss_function(model, compile=True)(ids, ids).backward()
     except (RuntimeError, OSError) as error:  # RuntimeError: torch's own kinds are of it
         return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+    finally:
+        torch._dynamo.reset()  # else the next model's shapes count as changed ones
     return None
 
 

@@ -192,11 +192,10 @@ def test_bad_input(refused):
     refused("a block size of 1024 tokens, not 1025", 0, "--block-size", "1025")
     refused("--block-size is 1: give 2", 0, "--block-size", "1")
     refused("--seed is -1", 0, "--seed", "-1")
-    refused("--seed can't be 'x': give a whole number (", 0, "--seed", "x")
-    refused("--steps can't be '1.5': give a whole number (", 6, "--steps", "1.5")
-    refused("--dtype can't be 'int8': give one of ", 6, "--dtype", "int8")
-    refused("--lr can't be 'x': give a number (", 8, "--lr", "x")
-    refused("--wide", 0, "--wide", "1")
+    refused("--seed: invalid int value: 'x' (", 0, "--seed", "x")
+    refused("--steps: invalid int value: '1.5' (", 6, "--steps", "1.5")
+    refused("--lr: invalid float value: 'x' (", 8, "--lr", "1", "x")
+    refused("no option is called --wide (", 0, "--wide", "1")
 
 
 def test_a_device_that_is_not_there(capsys):

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from common.data import Batches
 from common.init import init_weights, tie_weights
 from common.kit import measure
-from common.kit.device import keep_freed_memory, release_memory
+from common.kit.cli import UserError, is_out_of_memory
+from common.kit.device import keep_freed_memory, pick_device, release_memory
 from common.kit.measure import PeakMemory, matmul_peak, spread, timed
 from common.ladder import Ladder, Rung
 from common.model import GPT, GPTConfig, causal_attention
@@ -32,8 +33,10 @@ from common.speed import (
     best_setting,
     build,
     flash_attention,
+    loss_function,
     pad_vocab,
     setting_of,
+    why_not_compile,
     why_not_tf32,
 )
 
@@ -424,12 +427,140 @@ def test_ctrl_c_keeps_what_was_measured(text_file, tmp_path):
     assert [p.name for p in (tmp_path / "runs/5_speedup").iterdir()] == ["ladder.png"]
 
 
-def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
+
+def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkeypatch):
     monkeypatch.setattr("torch.optim.AdamW.step", full)
-    refused("the memory is full", 5, *SMALL, "--data", str(text_file))
+    refused("no rung fits the memory", 5, *SMALL, "--data", str(text_file), "--rungs", "0", "3")
+
+
+@pytest.mark.usefixtures("quick_peak")
+def test_a_rung_that_does_not_fit_is_skipped(call, text_file, monkeypatch):
+    """Rung 3 is then the first, since its attention has no (T, T) scores."""
+
+    def build_if_it_fits(config, setting, seed):
+        return full() if setting.attention is causal_attention else build(config, setting, seed)
+
+    monkeypatch.setattr("common.speed.build", build_if_it_fits)
+    monkeypatch.setattr("common.speed.attention_gain", lambda *_: math.inf)
+    code, stdout, stderr = call(5, *SMALL, "--data", str(text_file), "--rungs", "0", "3", "4")
+    assert code == 0, stderr
+    assert re.search(r"^0 fp32 +skipped: the memory is full$", stdout, re.M)
+    names = re.findall(r"^(\d \w+)(?:, again)? +\d+\.\d", stdout, re.M)
+    assert names == ["3 attention", "4 vocabulary", "3 attention"]
+
+
+def test_where_the_formula_does_not_fit_flash_wins(monkeypatch):
+    how = ((1, 2, 8, 4), torch.float32, CPU)
+    monkeypatch.setattr("common.speed.causal_attention", full)
+    assert attention_gain(*how) == math.inf
+    monkeypatch.setattr("common.speed.causal_attention", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        attention_gain(*how)
+
+
+@pytest.mark.parametrize("message, is_full", [
+    ("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", True),
+    ("CUDA error: out of memory", True),
+    ("MPS backend out of memory (MPS allocated: 18 GB, max allowed: 18 GB)", True),
+    ("Invalid buffer size: 24.00 GiB", True),  # MPS, for one tensor that is too large
+    ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+])  # fmt: skip
+def test_what_a_full_memory_says(message, is_full):
+    assert is_out_of_memory(RuntimeError(message)) is is_full
+
+
+def test_cudnn_plans_for_training_alone(monkeypatch):
+    """It would plan anew for each length of a text that is sampled."""
+    allowed = []
+
+    def sdpa(*_, **__):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    monkeypatch.setattr("common.speed.F.scaled_dot_product_attention", sdpa)
+    flash_attention(1, 2, 3)
+    with torch.no_grad():
+        flash_attention(1, 2, 3)
+    assert allowed == [True, False] and torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_the_trial_of_the_compiler_is_a_step_and_leaves_no_trace(monkeypatch):
+    """Else the shapes of the next model would be compiled as ones that change."""
+    shapes = []
+
+    def compiled(work):
+        def backend(graph, inputs):
+            shapes.append([tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)])
+            return graph
+
+        return torch.compile(work, backend=backend)
+
+    monkeypatch.setattr("common.speed.compiled", compiled)
+    assert why_not_compile(CPU) is None and (1, 8) in shapes[0]
+    model, ids = build(TINY, Setting(attention=flash_attention), 1), torch.zeros(2, 32).long()
+    loss_function(model, True)(ids, ids)
+    assert len(shapes) == 2 and (2, 32) in shapes[1]
+    assert all(isinstance(n, int) for shape in shapes[1] for n in shape)
+    monkeypatch.setattr("torch.Tensor.backward", full)
+    assert why_not_compile(CPU).startswith("OutOfMemoryError: CUDA out of memory")
+
+
+# GPUs, as far as they can be tested without one
+
+
+@pytest.mark.parametrize("name, share", [("NVIDIA H100 80GB HBM3", "80% of the data sheet's 989"),
+                                         ("NVIDIA H100 PCIe", None)])  # fmt: skip
+def test_the_peak_beside_the_data_sheets(monkeypatch, capsys, name, share):
+    monkeypatch.setattr("common.ladder.matmul_peak", lambda device, dtype: 791e12)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    ladder = Ladder(TINY, B=4, T=32, device=torch.device("cuda:0"))
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16):
+        assert ladder.peak(dtype) == 791e12
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 2 and "the fastest product: 791 TFLOP/s" in lines[0]
+    assert "sheet" not in lines[0] and lines[1].endswith(share or "TFLOP/s")
+
+
+TOO_OLD = ("The NVIDIA driver on your system is too old (found version 12020). Please update your "
+           "GPU driver by downloading and installing a new version")  # fmt: skip
+NO_CODE = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"
+
+
+@pytest.mark.parametrize("error, words", [
+    (RuntimeError(TOO_OLD), "is too old (found version 12020); torch "),
+    (RuntimeError(NO_CODE), "it is of sm_61, torch has code for ['sm_75', 'sm_90']; torch "),
+    (RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\n"), "are busy"),
+    (RuntimeError("Found no NVIDIA driver on your system. Please check"), None),
+    (RuntimeError("No CUDA GPUs are available"), None),
+    (AssertionError("Torch not compiled with CUDA enabled"), None),
+])  # fmt: skip
+def test_a_gpu_that_torch_can_not_use(monkeypatch, capsys, error, words):
+    """A line that says why and what to install; without a GPU that there is none."""
+
+    def zeros(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: words is not None)
+    assert pick_device("auto") == CPU
+    line = capsys.readouterr().out
+    assert ("no GPU found" in line) == (words is None) and line.count("\n") == 1
+    with pytest.raises(UserError) as raised:
+        pick_device("cuda:1")
+    for said in (line, str(raised.value)) if words else ():
+        assert words in said and "install" in said
+
+
+def test_apples_memory_is_released_too(monkeypatch):
+    released = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))
+    release_memory()
+    assert released == ["mps"]
 
 
 def test_bad_input(refused, text_file):

@@ -257,6 +257,6 @@ def test_bad_input(refused, text_file):
         refused(f"--weight-decay is {decay}", 6, *data, "--weight-decay", decay)
     refused("--prompt is empty", 6, *data, "--prompt", "")
     refused("--lr is nan", 6, *data, "--lr", "nan")
-    refused("--dtype can't be 'int8'", 6, *data, "--dtype", "int8")
+    refused("--dtype: invalid choice: 'int8'", 6, *data, "--dtype", "int8")
     refused("fewer than a batch", 6, *data, "--block-size", "2000", "--total-batch-tokens", "4000")
     assert not Path("runs").exists()

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import save_file
 
 from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.disk import check_room
 from common.model import GPT, GPTConfig
 from common.run import checkpoint
+from common.run.ranks import Ranks
 
 FILES = [f"{name}.safetensors" for name in checkpoint.TENSORS]
 FILES += [f"{name}.json" for name in (*checkpoint.TEXTS, "manifest")]
@@ -193,3 +195,18 @@ for trial in range(20):
     found = done.stdout.splitlines()
     assert sum(".step" in line for line in found) >= 5, found  # killed while it was writing
     assert "damaged" not in done.stdout
+
+
+def test_the_generator_is_that_of_the_ranks_own_gpu(monkeypatch, tmp_path):
+    asked = []
+
+    class Gpus:
+        get_rng_state = staticmethod(lambda device: asked.append(device) or torch.ones(8))
+        set_rng_state = staticmethod(lambda state, device: asked.append(device))
+
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Gpus)
+    device, nothing = torch.device("cuda:1"), torch.nn.Module()
+    for name, tensors in checkpoint.collect(nothing, None, Ranks(device)).items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    assert checkpoint.restore(tmp_path, nothing, None, Ranks(device))
+    assert asked == [device, device]

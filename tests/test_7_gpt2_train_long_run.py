@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import SCRIPTS, load_script
 from helpers import (
     TINY,
     checkpoints,
@@ -235,7 +235,8 @@ COLUMNS = ("step", "loss", "norm", "ms", "tokens_per_s", "mfu", "val_loss")
 
 
 def log_of(folder: Path | None, first: int = 0) -> LongRunLog:
-    return LongRunLog(folder, COLUMNS, 9, {"norm": "norm"}, first, 50.0)
+    options = load_script(7).Options()
+    return LongRunLog(folder, COLUMNS, 9, {"norm": "norm"}, options, first, 50.0)
 
 
 def test_a_log_is_resumed_at_a_step(tmp_path, capsys):

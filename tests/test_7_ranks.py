@@ -1,5 +1,6 @@
 """Stage 7 on two ranks: the run of one process, and the end of one when the other ends."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,10 @@ from helpers import (
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
+from common.init import init_weights, tie_weights
 from common.kit import cli
 from common.kit.cli import UserError
+from common.model import GPT, GPTConfig
 from common.run import checkpoint, evals, ranks
 from common.run.ranks import Ranks
 
@@ -215,14 +219,108 @@ def test_a_rank_that_dies_ends_the_job_and_resume_repeats_it(jobs, done, long, t
 # The parts, in one process
 
 
-def test_ddp_exchanges_gradients_only_when_told():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        module = DistributedDataParallel(nn.Linear(2, 2))
-        for now in (False, True):
-            with Ranks(CPU).exchanging(module, now):
-                assert module.require_backward_grad_sync == now
-    finally:
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    how = {"store": dist.HashStore(), "rank": 0, "world_size": 1, "timeout": timedelta(hours=2)}
+    dist.init_process_group("gloo", **how)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The names of the operations of each graph that torch.compile makes."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([getattr(node.target, "__name__", "") for node in graph.graph.nodes])
+        return graph
+
+    monkeypatch.setattr(ranks, "compiled", lambda work: torch.compile(work, backend=backend))
+    yield graphs
+    torch._dynamo.reset()
+
+
+def test_ddp_exchanges_gradients_only_when_told(group):
+    module = DistributedDataParallel(nn.Linear(2, 2))
+    for now in (False, True):
+        with Ranks(CPU).exchanging(module, now):
+            assert module.require_backward_grad_sync == now
+
+
+def test_ddp_compiles_gpt2_into_five_graphs(group, graphs):
+    """One for each bucket of gradients. The default buckets make 14."""
+    with torch.device("meta"):
+        model = tie_weights(GPT(GPTConfig()))
+    model = tie_weights(model.to_empty(device=CPU))  # 0.5 GB that nobody draws
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    Ranks(CPU, world_size=2).loss_function(model, compile=True)(ids, ids)
+    assert len(graphs) == 5
+
+
+@pytest.fixture
+def sharded(group):
+    """A model of 3 layers, sharded over this process alone, for autocast to bf16; ids; weights."""
+    config = GPTConfig(3, 2, 24, 8, vocab_size=80)
+    whole = init_weights(tie_weights(GPT(config)), 1)
+    model = Ranks(CPU).shard(config, dict(whole.named_parameters()), torch.bfloat16)
+    return model, torch.randint(80, (2, 8)), whole
+
+
+def test_a_sharded_models_loss_is_fp32_and_no_copy_of_its_weights_is_kept(sharded):
+    """Autocast would save one in bf16 of every weight until backward. What it saves of the blocks
+    here are the gathered weights, which FSDP has freed when forward ends."""
+    model, ids, whole = sharded
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x)
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        loss = Ranks(CPU).loss_function(model, compile=False)(ids, ids)
+    shapes = {p.shape[::-1] for p in whole.transformer.h.parameters() if p.dim() == 2}
+    found = [(x.dtype, x.untyped_storage().size()) for x in saved if x.shape in shapes]
+    assert found == [(torch.bfloat16, 0)] * 12
+    loss.backward()
+    assert loss.dtype is torch.float32
+    torch.testing.assert_close(loss, whole(ids, ids)[1], rtol=0, atol=0.01)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_sharded_models_blocks_and_loss_are_compiled(sharded, graphs):
+    """Two graphs: all blocks share one. Evaluation in between stays eager."""
+    model, ids, _ = sharded
+    loss_of = Ranks(CPU).loss_function(model, compile=True)
+    for T in (8, 3, 5):
+        with torch.no_grad():
+            model.eval()(ids[:, :T])
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(ids, ids)
+        assert loss.dtype is torch.float32
+    assert len(graphs) == 2 and "gelu" in graphs[0] and "cross_entropy" in graphs[1]
+
+
+def test_after_a_step_a_silent_rank_is_waited_for_half_an_hour(group):
+    options = group._get_backend(CPU).options
+    assert options._timeout == timedelta(hours=2)
+    Ranks(CPU, world_size=2).agree(torch.ones(()), torch.ones(()), stop=False)
+    assert options._timeout == timedelta(minutes=30)
+
+
+@pytest.mark.parametrize("error", [None, UserError, RuntimeError])
+def test_ranks_part_unless_one_may_be_alone(monkeypatch, error):
+    """After an error on one rank, to end the group would be to wait for the others."""
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        with ranks.all_ranks("cpu"):
+            if error:
+                raise error
+    assert dist.is_initialized() == (error is RuntimeError)
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -133,7 +133,7 @@ def test_bad_options(refused, text_file, words, options):
         "steps = 2.5": "--steps",
         "attention = 'foo'": "--attention",
         "batch_size = true": "--batch",
-        "compile = true": "--compile",
+        "compile = 3": "--compile",
         "dtype = 'int8'": "--dtype",
         "lr = 'x'": "--lr",
         "lr = -1": "--lr is -1",

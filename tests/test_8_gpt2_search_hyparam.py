@@ -16,22 +16,33 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import odd
 import pytest
 import torch
 from conftest import load_script, started
 from helpers import only_train
+from hypothesis import given
+from hypothesis import strategies as st
+from odd import and_hostile, some
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 from common.data import Batches, load_tokens
 from common.evals import evaluate
 from common.init import init_weights, tie_weights
-from common.kit.cli import run
+from common.kit.cli import UserError, run
 from common.model import GPT, GPTConfig
 from common.optim import adamw, parameter_groups
 from common.run import checkpoint
 from common.search.phases import SPACE as NAMES
-from common.search.phases import Phase, config_of, largest, read_phases, read_space
+from common.search.phases import (
+    Phase,
+    config_of,
+    largest,
+    read_description,
+    read_phases,
+    read_space,
+)  # fmt: skip
 from common.search.study import Search
 from common.search.trial import Trial
 from common.speed import Setting, autocast, autocast_dtype, build, pad_vocab
@@ -401,22 +412,38 @@ CHANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "value",
-    [b"", b"{", b"5", b"null", b"true", b"[]", b"{}", b'"x"', b'["phases"]', b"1e400", b"\xff",
-     b"[" * 100_000 + b"]" * 100_000, b'{"lr":' * 100_000, b"9" * 9999, "a folder", *CHANGES],
-    ids=lambda value: str(value)[:24],
-)  # fmt: skip
-def test_a_damaged_search_json_is_refused(again, refused, value):
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_damaged_search_json_is_refused(again, refused, change):
     file = Path("s/search.json")
-    if value == "a folder":
-        file.unlink(), file.mkdir()
-    elif isinstance(value, bytes):
-        file.write_bytes(value)
-    else:
-        changed = json.loads(file.read_text()) | value
-        file.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
+    changed = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({k: v for k, v in changed.items() if v is not None}))
     refused("s/search.json is damaged: give another --out", *again)
+
+
+@some(40)
+@given(content=odd.FILES)
+@and_hostile
+def test_an_odd_search_json_is_refused(again, refused, content):
+    Path("s/search.json").write_bytes(content)
+    refused("s/search.json is damaged: give another --out", *again)
+
+
+def test_a_folder_as_search_json_is_refused(again, refused):
+    Path("s/search.json").unlink()
+    Path("s/search.json").mkdir()
+    refused("s/search.json is damaged: give another --out", *again)
+
+
+@some(100)
+@given(data=st.data())
+def test_an_odd_field_of_search_json_is_one_line_or_another_search(one, data):
+    valid = json.loads((one / "search.json").read_text())
+    changed, missing = odd.with_odd_field(data, valid)
+    Path("search.json").write_text(json.dumps(changed))
+    try:
+        assert read_description(Path("search.json"), valid) == changed and not missing
+    except UserError as error:
+        assert "search.json is damaged" in str(error)
 
 
 def other_tables(statement: str) -> bytes:

@@ -20,6 +20,7 @@ from conftest import SCRIPTS
 from helpers import TINY, checkpoints, finished_run, one_thread
 from safetensors.torch import load_file
 from test_9_decode import tiny
+from torch.nn.functional import one_hot
 
 from common.bandwidth import DecodeLadder, DecodeRung
 from common.generate import generate
@@ -128,12 +129,21 @@ def test_a_wrong_cache_is_caught(call, ladder, monkeypatch, cache):
         call(9, *ladder, "--rungs", "1", "2")
 
 
+def a_ladder() -> DecodeLadder:
+    """Of a model that has no doubt: its logits are those of token 1."""
+
+    def model(ids):
+        return one_hot(torch.ones_like(ids), 9).float(), None
+
+    return DecodeLadder(model, torch.zeros(1, 3, dtype=torch.int64))
+
+
 def rung(name: str, ms: float, n: int = 30, **values) -> DecodeRung:
     return DecodeRung(name, ms=[50.0, *[ms] * (n - 1)], ids=[[1] * n], **values)
 
 
 def test_the_arithmetic_of_the_ladder(capsys):
-    table = DecodeLadder(torch.device("cpu"))
+    table = a_ladder()
     table.add(first := rung("0 first", 10.0, bytes_read=10**8, bits_per_byte=1.5))
     batch = rung("1 batch", 20.0, B=8, bytes_read=10**9, bits_per_byte=1.52)
     batch.ids = [[1] * 30] * 8
@@ -160,12 +170,23 @@ def test_the_arithmetic_of_the_ladder(capsys):
 
 
 def test_every_text_of_a_batch_is_compared():
-    table = DecodeLadder(torch.device("cpu"))
+    table = a_ladder()
     table.add(rung("0 first", 10.0))
     batch = rung("1 batch", 20.0, B=2)
     batch.ids = [[1] * 30, [1] * 29 + [2]]
     with pytest.raises(AssertionError, match="1 batch: other tokens"):
         table.add(batch)
+
+
+def test_other_tokens_after_a_tie_are_no_error():
+    """Rounding decides there."""
+    table = a_ladder()
+    table.model = lambda ids: (torch.tensor([2.0, 2.00001, 1.0]).expand(1, ids.size(1), 3), None)
+    table.add(rung("0 first", 10.0))
+    other = rung("1 other", 10.0)
+    other.ids = [[1] * 29 + [0]]
+    table.add(other)
+    assert other.same_ids == pytest.approx(29 / 30)
 
 
 # Texts.

@@ -24,6 +24,7 @@ ROOMS = {
     "run": {"kit", "", "run"},
     "search": {"kit", "", "run", "search"},
     "shards": {"kit", "shards"},
+    "report": {"kit", "", "report"},
 }
 SHARED_WITH_SHARDS = {"common.tokenizer", "common.run.tokenfiles"}
 # Stage → the lines of train that it may remove, and may add.
@@ -151,7 +152,7 @@ def test_options_have_one_name_everywhere():
     """The nine that most scripts have, and what a stage has of its own."""
     known = {"model", "data", "steps", "batch_size", "block_size", "lr", "seed", "out", "device"}
     train = {"total_batch_tokens", "warmup_steps", "weight_decay", "clip", "dtype", "attention",
-             "compile", "prompt"}  # fmt: skip
+             "compile", "prompt", "track"}  # fmt: skip
     own = {
         1: {"prompt", "samples", "max_new_tokens", "temperature", "top_k", "eval_tokens", "export",
             "stride", "hellaswag", "hellaswag_file", "hellaswag_limit"},

@@ -1,23 +1,26 @@
-"""A script's command line: options from a dataclass (tyro), and errors.
+"""A script's command line: options from a dataclass (argparse), and errors.
 
 A user's mistake is one line on stderr and exit code 2. Ctrl-C is exit code 130. Anything else is a
 bug and keeps its traceback.
 """
 
-import contextlib
+import argparse
+import difflib
 import errno
-import io
+import inspect
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from importlib.util import find_spec
 from textwrap import fill
+from types import NoneType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
-import tyro
 
 
 class UserError(Exception):
@@ -70,8 +73,11 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory is full. On a CPU only the message tells."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory is full. On a CPU, on Apple's GPUs and in CUDA's own errors only the message
+    tells."""
+    messages = ("can't allocate memory", "out of memory", "Invalid buffer size")
+    full = any(message in str(error) for message in messages)
+    return full or isinstance(error, torch.OutOfMemoryError)
 
 
 # Options have one name everywhere. What to give for each, how that is tested, and which they are.
@@ -87,6 +93,8 @@ LIMITS = {
     "more than 0, less than 1": (lambda value: 0 < value < 1, "val_fraction"),
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
+    "no, or install that package first":
+        (lambda value: value == "no" or getattr(find_spec(value), "origin", None), "track"),
     "a character or more": (lambda value: value != "", "prompt stop data"),
 }  # fmt: skip
 
@@ -103,39 +111,74 @@ def check(options) -> None:
                     raise UserError(f"--{name.replace('_', '-')} is {found}: give {limit}")
 
 
-def parse(options_class: type, argv: Sequence[str]):
-    """tyro's parser. A wrong option is a UserError of one line, in place of tyro's box, and --help
-    shows the script's docstring above the options."""
-    if {"-h", "--help"} & set(argv):
-        for text in sys.modules[options_class.__module__].__doc__.strip("\n").split("\n\n"):
-            command = text.startswith(" ")
-            print(text if command else fill(text, shutil.get_terminal_size().columns), end="\n\n")
-        return tyro.cli(options_class, args=argv, description="")
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            return tyro.cli(options_class, args=argv, description="")
-    except SystemExit:
-        raise UserError(f"{_plainly(stderr.getvalue())} (--help lists the options)") from None
-
-
-# tyro's longer messages, and what to say instead.
-PLAINLY = {
-    r"'None', |, 'None'": "",
-    r"Error parsing (\S+): .*?('[^']*').*\bINT\b.*": r"\1 can't be \2: give a whole number",
-    r"Error parsing (\S+): .*?('[^']*').*\bFLOAT\b.*": r"\1 can't be \2: give a number",
-    r"invalid choice (.*) for argument '(\S+)'.*\((.*?)\).*":
-        r"\2 can't be \1: give one of \3",
+# nanoGPT's names and values, and what to give here.
+NAMES = {
+    "learning-rate": "--lr", "max-iters": "--steps", "warmup-iters": "--warmup-steps",
+    "grad-clip": "--clip", "beta1": "--betas", "beta2": "--betas", "dataset": "--data",
+    "out-dir": "--out", "eval-interval": "--eval-every", "wandb-log": "--track wandb",
+    "n-layer": "--model 4x2x128", "n-head": "--model 4x2x128", "n-embd": "--model 4x2x128",
+    "gradient-accumulation-steps": "--total-batch-tokens", "num-samples": "--samples",
 }  # fmt: skip
+VALUES = {"False": "no", "True": "yes", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def _plainly(box: str) -> str:
-    """The message in tyro's box, below its title, as one line."""
-    rows = re.sub(r"\x1b\[[0-9;]*m|[─━╭╮╰╯│┃]|-{5,}", " ", box).splitlines()[1:]
-    words = " ".join(" ".join(rows).split("For full helptext")[0].split())
-    for pattern, plain in PLAINLY.items():
-        words = re.sub(pattern, plain, words)
-    return words
+class Parser(argparse.ArgumentParser):
+    """argparse's, with a UserError in place of its exit."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def parse(options_class: type, argv: Sequence[str]):
+    """Parse argv into a dataclass, in whose source an option is a line, `name: kind = default  #
+    help`, and a line `# title` begins a group. What has no default is given without a name. --help
+    shows the title and the commands of the module's docstring, and the options. Raises
+    UserError."""
+    title, *rest = sys.modules[options_class.__module__].__doc__.strip("\n").split("\n\n")
+    parser = Parser(
+        description="\n\n".join([fill(title, 79), *(text for text in rest if text[0] == " ")]),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 28),
+        prog=os.path.basename(sys.argv[0]), usage=argparse.SUPPRESS,
+        allow_abbrev=False, add_help=False,
+    )  # fmt: skip
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    group, kinds, names = parser, get_type_hints(options_class), []
+    for line in inspect.getsource(options_class).splitlines():
+        if heading := re.fullmatch("    # (.+)", line):
+            group = parser.add_argument_group(heading[1])
+        elif option := re.fullmatch(r"    (\w+): .*?(?:  # (.+))?", line):
+            name, default = option[1], options_class.__dataclass_fields__[option[1]].default
+            names.append(name if default is MISSING else "--" + name.replace("_", "-"))
+            group.add_argument(names[-1], **_argument(name, kinds[name], default, option[2] or ""))
+    given = [re.sub(r"^--[\w-]+(?==|$)", lambda m: m[0].replace("_", "-"), word) for word in argv]
+    found, unknown = parser.parse_known_args(given)
+    if unknown:
+        name = unknown[0].split("=")[0]
+        ours = NAMES.get(name[2:], "")
+        if ours.split(" ")[0] not in names:
+            ours = "".join(difflib.get_close_matches(name, names, 1, 0.8))
+        parser.error(f"no option is called {name}" + (ours and f": give {ours}"))
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(found).items()}
+    return options_class(**values)
+
+
+def _argument(name: str, kind, default, text: str) -> dict:
+    """What argparse wants to know of an option: of a kind, of that or None, or of a tuple of it.
+    Of those that are not given, the dataclass has the default."""
+    if kind is not bool and default not in (None, (), MISSING):
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        text += f" (default: {shown.strip() or repr(default)})"
+    how = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+    if kind is bool:
+        return how | {"action": "store_true"}
+    if NoneType in get_args(kind):
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        kind, end = get_args(kind)
+        how["nargs"] = "*" if end is ... else 2
+    if get_origin(kind) is Literal:
+        return how | {"type": lambda word: VALUES.get(word, word), "choices": get_args(kind)}
+    return how | {"type": kind, "metavar": (name if default is MISSING else kind.__name__).upper()}
 
 
 def duration(seconds: float) -> str:

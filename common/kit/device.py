@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import platform
+import re
 import sys
+import warnings
 
 import torch
 
@@ -13,14 +15,21 @@ from common.kit.cli import UserError
 def pick_device(name: str = "auto") -> torch.device:
     """The device called name (auto, cpu, cuda, cuda:1, mps). Prints which one it is, and why.
 
-    `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device not found here.
+    `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device not found here,
+    or that torch can't use.
     """
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind, _, index = name.partition(":")
+    fault = gpu_fault(int(index) if index.isdecimal() else 0) if kind in ("auto", "cuda") else None
+    if fault and kind == "cuda":
+        raise UserError(f"--device {name} can't be used: {fault}, or give --device cpu")
+    found = {
+        "cuda": torch.cuda.is_available() and not fault,
+        "mps": torch.backends.mps.is_available(),
+    }
     why = "as asked"
     if name == "auto":
-        name = next((kind for kind, there in found.items() if there), "cpu")
-        why = "no GPU found" if name == "cpu" else "the GPU found"
-    kind, _, index = name.partition(":")
+        name = kind = next((kind for kind, there in found.items() if there), "cpu")
+        why = fault or "no GPU found" if name == "cpu" else "the GPU found"
     if kind not in ("cpu", *found) or (":" in name and not index.isdecimal()):
         raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
     count = torch.cuda.device_count() if kind == "cuda" else 1
@@ -32,6 +41,24 @@ def pick_device(name: str = "auto") -> torch.device:
         keep_freed_memory()
     print(f"device: {device} ({why}): {describe(device)}")
     return device
+
+
+def gpu_fault(index: int) -> str | None:
+    """Why torch can't use NVIDIA's GPU of this index, and what to install, found by running a
+    kernel on it. None if it can, or if there is no such GPU."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they would say the same
+            torch.zeros(1, device=f"cuda:{index}").add_(1)
+        return None
+    except (RuntimeError, AssertionError) as error:
+        fault = str(error).split("\n")[0].split(". ")[0]
+    if re.search(r"no NVIDIA driver|No (CUDA|HIP) GPUs|not compiled|invalid device", fault):
+        return None
+    if "no kernel image" in fault:
+        major, minor = torch.cuda.get_device_capability(index)
+        fault = f"it is of sm_{major}{minor}, torch has code for {torch.cuda.get_arch_list()}"
+    return (f"{fault}; torch {torch.__version__} is for CUDA {torch.version.cuda}: install another "
+            "driver, or another torch from pytorch.org")  # fmt: skip
 
 
 def seed_everything(seed: int) -> None:
@@ -89,5 +116,7 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

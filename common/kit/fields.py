@@ -20,7 +20,7 @@ def read_json(path: Path):
         with open_file(path) as file:
             return json.load(file)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is damaged: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError):  # no JSON, no UTF-8; nested too deep
         raise UserError(f"{path} is damaged: it is no JSON") from None
 

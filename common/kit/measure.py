@@ -44,6 +44,16 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+# FLOP/s of dense products in 16 bits, by NVIDIA's data sheets. A PCIe H100 has another.
+DATA_SHEETS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "Tesla T4": 65e12}
+
+
+def data_sheet_peak(device: torch.device) -> float | None:
+    """FLOP/s in 16 bits that the GPU's data sheet promises; None if it is not known here."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for model, peak in DATA_SHEETS.items() if model in name), None)
+
+
 def read_bandwidth(device: torch.device) -> float:
     """Bytes/s that the device reads from its memory: the fastest of some sums over 1 GB."""
     a = torch.ones(2**28, device=device)

@@ -53,9 +53,9 @@ def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]
         tensors["model"][name] = ranks.full(parameter)
         for key, value in optimizer.state[parameter].items():
             tensors["optimizer"][f"{name}/{key}"] = ranks.full(value)
-    states = {"cpu": torch.get_rng_state()}
-    if ranks.device.type != "cpu":
-        states[ranks.device.type] = torch.get_device_module(ranks.device).get_rng_state()
+    states, device = {"cpu": torch.get_rng_state()}, ranks.device
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
     for rank, found in enumerate(ranks.gather(states)):
         tensors["random"] |= {f"{rank}/{kind}": state for kind, state in found.items()}
     return tensors if ranks.is_main else None
@@ -80,7 +80,7 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
         return False
     torch.set_rng_state(states[mine + "cpu"])
     if kind != "cpu":
-        torch.get_device_module(ranks.device).set_rng_state(states[mine + kind])
+        torch.get_device_module(ranks.device).set_rng_state(states[mine + kind], ranks.device)
     return True
 
 

@@ -12,8 +12,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from common.kit.cli import UserError, run
 from common.kit.fields import COUNT, check_fields
 from common.kit.hub import check_new_folder
@@ -28,8 +26,8 @@ COLUMNS = {
 
 @dataclass
 class Options:
-    run: Positional[str]  # a run's folder, or one of its checkpoints
-    folder: Positional[str]  # a new folder, in Hugging Face's format
+    run: str  # a run's folder, or one of its checkpoints
+    folder: str  # a new folder, in Hugging Face's format
 
 
 def facts(folder: Path, config: dict, step: int) -> dict[str, object]:

@@ -1,22 +1,22 @@
-"""The RunLog of a long run: resumable, written by rank 0 alone, with MFU."""
+"""The TrackedLog of a long run: resumable, written by rank 0 alone, with MFU."""
 
 import os
 import re
 from pathlib import Path
 
 from common.kit.disk import write_text
-from common.kit.runlog import RunLog
+from common.kit.track import TrackedLog
 
 
-class LongRunLog(RunLog):
+class LongRunLog(TrackedLog):
     """A run that is resumed at step `first` keeps the rows of earlier steps; later ones go. Without
     a folder, on ranks that do not write, nothing is written. peak_tokens_per_s is the throughput at
     100 % MFU."""
 
-    def __init__(self, folder: Path | None, columns, steps: int, panels, first: int,
-                 peak_tokens_per_s: float):  # fmt: skip
+    def __init__(self, folder: Path | None, columns, steps: int, panels, options,
+                 first: int, peak_tokens_per_s: float):  # fmt: skip
         self.first_step, self.peak_tokens_per_s = first, peak_tokens_per_s
-        super().__init__(folder, columns, steps, panels)
+        super().__init__(folder, columns, steps, panels, options, first)
 
     def open(self):
         if self.folder is None:

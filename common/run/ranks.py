@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,7 @@ from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.device import pick_device
 from common.model import GPT, GPTConfig
-from common.speed import compiled, loss_function
+from common.speed import compiled
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Ranks:
         numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
         if self.world_size > 1:
             dist.all_reduce(numbers[:2])
+            _set_pg_timeout(timedelta(minutes=30))  # all have compiled: longer waits are hangs
         loss, stopping, norm = numbers.tolist()
         return loss / self.world_size, norm, stopping > 0
 
@@ -113,37 +115,39 @@ class Ranks:
 
     def loss_function(self, model: GPT, compile: bool) -> Callable:
         """As common.speed.loss_function; gradients are averaged over the ranks in its backward."""
+        loss_of = compiled(Loss(model)) if compile else Loss(model)
         if self.world_size == 1 or isinstance(next(model.parameters()), DTensor):
-            return loss_function(model, compile)
-        module = Loss(model)
-        return DistributedDataParallel(compiled(module) if compile else module)
+            return loss_of
+        # GPT-2 124M is compiled into a graph a bucket: 5 of 100 MB, but 14 of 25, the default.
+        return DistributedDataParallel(loss_of, bucket_cap_mb=100)
 
-    def shard(self, config: GPTConfig, weights: dict[str, torch.Tensor] | None) -> GPT:
+    def shard(self, config: GPTConfig, weights: dict | None, dtype: torch.dtype | None) -> GPT:
         """A tied GPT sharded over the ranks, with rank 0's weights (None on the others). Beside
-        those, a rank holds no more than its shard and one block at a time."""
+        those, a rank holds no more than its shard and one weight. For autocast to dtype, weights
+        are gathered in it and the residual stream is of it; gradients are reduced in fp32."""
         mesh = init_device_mesh(self.device.type, (self.world_size,))
+        how = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(dtype, torch.float32)}
         with torch.device("meta"):
-            model = GPT(config)
-        parts = model.transformer
-        for block in parts.h:
-            fully_shard(block.to_empty(device=self.device), mesh=mesh)
-        for part in (parts.wte, parts.wpe, parts.ln_f, model.lm_head):
-            part.to_empty(device=self.device)
-        model = fully_shard(tie_weights(model), mesh=mesh)
+            model = tie_weights(GPT(config))
+        for part in (*model.transformer.h, model):
+            fully_shard(part, **how)
+        tie_weights(model.to_empty(device=self.device))  # allocates the shards, untied
         for name, parameter in model.named_parameters():
             self.fill(parameter, weights and weights[name])
         return model
 
 
 class Loss(nn.Module):
-    """A model's loss as a module, which DistributedDataParallel wants."""
+    """A model's loss as a module, which DistributedDataParallel wants. It is computed outside the
+    model, since of a sharded one only the blocks are compiled."""
 
     def __init__(self, model: GPT):
         super().__init__()
         self.model = model
 
     def forward(self, x, y):
-        return self.model(x, y)[1]
+        logits = self.model(x)[0]
+        return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
 def unsharded(tensor: torch.Tensor) -> torch.Tensor:
@@ -170,10 +174,14 @@ def all_ranks(device_name: str) -> Iterator[Ranks]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
     device = _device_of_rank(device_name, local_rank)
     backend, its_gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    # One rank may tokenize a large text, or write 100 GB, while the others wait.
+    # One rank may tokenize a large text while the others wait.
     dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=its_gpu)
     print(f"ranks: {world_size}, {backend}")
-    yield Ranks(device, rank, world_size, local_rank)
+    try:
+        yield Ranks(device, rank, world_size, local_rank)
+    except UserError:  # on every rank; after another error this one would wait for the others
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
@@ -184,8 +192,7 @@ def _device_of_rank(name: str, local_rank: int) -> torch.device:
         raise UserError(f"{count} processes can't share {name}: give --device cuda or cpu")
     if name == "cuda" or (name == "auto" and gpus):
         if count > gpus:
-            raise UserError(f"{count} processes for {gpus} GPUs: give --nproc_per_node {gpus}, or "
-                            "--device cpu")  # fmt: skip
+            raise UserError(f"{count} processes for {gpus} GPUs: start {gpus} or take --device cpu")
         name = f"cuda:{local_rank}"
         torch.cuda.set_device(local_rank)
     return pick_device(name)

@@ -49,8 +49,8 @@ UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "total_batch_token
                 "seed")  # fmt: skip
 # What belongs to the command and is not saved with the run.
 OF_THE_COMMAND = (
-    "stop_at", "out", "resume", "restart", "shard", "device", "eval_hellaswag", "hellaswag_file",
-    "hellaswag_limit",
+    "stop_at", "out", "resume", "restart", "track", "shard", "device", "eval_hellaswag",
+    "hellaswag_file", "hellaswag_limit",
 )  # fmt: skip
 
 

@@ -96,7 +96,8 @@ class Run:
         model = self._model_of_rank_0(options, how) if self.ranks.is_main else None
         config = self.ranks.from_main(lambda: model.config)
         if options.shard:
-            return self.ranks.shard(config, model and dict(model.named_parameters()))
+            weights = model and dict(model.named_parameters())
+            return self.ranks.shard(config, weights, setting.dtype)
         return (model or tie_weights(GPT(config))).to(self.ranks.device)
 
     def _model_of_rank_0(self, options, how: dict) -> GPT:

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-from tyro.conf import Positional
 
 from common.kit.cli import run
 from common.kit.disk import check_room, run_folder
@@ -39,11 +38,11 @@ MAX_IN_FLIGHT = 2**23  # characters read and not yet written
 
 @dataclass
 class Options:
-    source: Positional[str]  # fineweb-edu, openwebtext, a file or a folder; to --verify: shards
-    out: str = "data/shards"  # the folder for the shards
-    field: str = "text"  # of a JSON line, or the column of Parquet
-    shard_tokens: int = 10**8  # tokens in a shard
-    val_fraction: float | None = None  # of the documents, or of the pieces of a single text
+    source: str  # fineweb-edu, openwebtext, a file or a folder; to --verify: shards
+    out: str = "data/shards"  # write the shards to this folder
+    field: str = "text"  # read this field of a JSON line, or column of Parquet
+    shard_tokens: int = 10**8  # put so many tokens in a shard
+    val_fraction: float | None = None  # validate on so large a part; by default, the first shard
     verify: bool = False  # compare the shards in a folder with its meta.json
 
 

@@ -1,7 +1,6 @@
 """Shards on their way to the disk: an interrupted run can be resumed, and ends with the same bytes
 as one that was not interrupted."""
 
-import json
 import os
 import re
 import time
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from common.kit.cli import UserError
 from common.kit.disk import lock, sha256, sync, write_json
+from common.kit.fields import COUNT, check_fields, read_json
 from common.run.tokenfiles import map_ids
 from common.shards.documents import Batch, Position
 from common.tokenizer import VOCAB_SIZE
@@ -23,7 +23,10 @@ NAME = re.compile(r"(train|val)_\d{6}\.npy")
 OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
 HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
 SECONDS_BETWEEN_SAVES = 10  # of the progress: the work that a kill loses
-DAMAGED = (OSError, LookupError, ValueError, TypeError, RecursionError)  # by reading it
+# What is read again from progress.json, and of a shard from meta.json.
+POSITION = dict(file=COUNT, inside=COUNT, documents=COUNT, empty=COUNT, bytes=COUNT)
+TOKENS = {"train": COUNT, "val": COUNT}
+SHARD = {"name": str, "tokens": COUNT, "sha256": str}
 
 
 class Shards:
@@ -49,31 +52,28 @@ class Shards:
         self.lock = None if self.complete else lock(folder / ".lock")
         if not (self.complete or self.lock):
             raise UserError(f"another process writes into {folder}: give another --out")
-        try:
-            if found.exists():
-                self._resume(json.loads(found.read_text()))
-        except DAMAGED:
-            raise UserError(f"{found} is damaged, or not ours: give another --out") from None
+        if found.exists():
+            self._resume(read_json(found), found)
 
-    def _resume(self, saved: dict) -> None:
+    def _resume(self, saved, where: Path) -> None:
+        check_fields(saved, {"made_from": dict}, where)
         for name, value in self.made_from.items():
-            if (found := saved["made_from"][name]) != value:
+            if (found := saved["made_from"].get(name)) != value:
                 found = f"begun with another {name}, {found!r:.60}"
                 raise UserError(f"{self.folder} was {found}: give another --out")
         if self.complete:
             self.note.unlink(missing_ok=True)  # a kill may have left it
             return
-        self.position = Position(**saved["position"])
-        self.tokens = Counter({split: saved["tokens"][split] for split in self.tokens})
-        numbers = [*asdict(self.position).values(), *self.tokens.values()]
-        too_far = self.position.file >= len(self.made_from["files"])
-        if too_far or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-            raise ValueError
+        position = POSITION | {"file": (0, len(self.made_from["files"]))}
+        check_fields(saved, {"position": position, "tokens": TOKENS}, where)
+        self.position = Position(**{name: saved["position"][name] for name in POSITION})
+        self.tokens = Counter({split: saved["tokens"][split] for split in TOKENS})
         for split, n in self.tokens.items():
+            for k in range(-(-n // self.limit)):
+                if not self._path(split, k).exists():
+                    raise UserError(f"{self._path(split, k)} is missing: give another --out")
             if n % self.limit:
                 self._open(split)
-            if not all(self._path(split, k).exists() for k in range(n // self.limit)):
-                raise ValueError
 
     def _path(self, split: str, k: int) -> Path:
         """Of a split's k-th shard. Those to train on are numbered from 1."""
@@ -86,7 +86,7 @@ class Shards:
         write_array_header_1_0(file, HEADER | {"shape": (self.limit,)})
         end = file.tell() + 2 * count
         if file.seek(0, os.SEEK_END) < end:
-            raise ValueError
+            raise UserError(f"{file.name} is shorter than it was: give another --out")
         file.truncate(end)
         file.seek(end)
 
@@ -155,13 +155,14 @@ def described(path: Path) -> dict:
 
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
-    try:
-        shards = json.loads((folder / "meta.json").read_text())["shards"]
-        for shard in tqdm(shards, disable=None):
-            path = folder / NAME.fullmatch(shard["name"])[0]
-            if described(path) != shard:
-                raise UserError(f"{path} is not what was written: make it again")
-    except DAMAGED:
-        raise UserError(f"{folder} has no meta.json, or not one of ours: give another") from None
-    n_tokens = sum(shard["tokens"] for shard in shards)
-    print(f"{folder}: {len(shards)} shards, {n_tokens:,} tokens, as written")
+    where = folder / "meta.json"
+    meta = read_json(where)
+    check_fields(meta, {"shards": list}, where)
+    for shard in tqdm(meta["shards"], disable=None):
+        check_fields(shard, SHARD, where)
+        if not NAME.fullmatch(shard["name"]):
+            raise UserError(f"{where} is damaged: it names a shard {shard['name']!r:.60}")
+        if described(folder / shard["name"]) != shard:
+            raise UserError(f"{folder / shard['name']} is not what was written: make it again")
+    n_tokens = sum(shard["tokens"] for shard in meta["shards"])
+    print(f"{folder}: {len(meta['shards'])} shards, {n_tokens:,} tokens, as written")

@@ -1,0 +1,195 @@
+"""Measure this machine: all tables that the README has of one, in a Markdown file.
+
+    python -m common.report                 # writes docs/machines/NAME.md
+    python -m common.report --out mine.md
+
+It runs stages 1, 5, 7 and 9 one after the other, for which the machine should be idle: under 20
+minutes on a GPU, under 10 on two CPU cores. A part that fails is a line in the file.
+"""
+
+import csv
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from common.kit.cli import duration, run
+from common.kit.device import describe, pick_device
+from common.kit.disk import run_folder, write_text
+from common.kit.measure import spread, timed
+from common.model import causal_attention
+from common.speed import autocast_dtype, flash_attention
+
+ROOT = Path(__file__).parents[2]
+KERNELS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+WARMUP = 10  # steps of a training run that its table leaves out
+
+
+@dataclass
+class Options:
+    out: str | None = None  # write to this file; by default docs/machines/NAME.md
+    device: str = "auto"  # run on auto, cpu, cuda or mps
+
+
+@dataclass(frozen=True)
+class Part:
+    """A script to run, and what the file says of it: what it printed, or a table made from the
+    folder that it ran in."""
+
+    title: str
+    stage: int
+    options: str
+    table: Callable[[Path], str] | None = None
+
+
+def parts(device: torch.device) -> list[Part]:
+    """What is run on the device, in sizes that suit it."""
+    ladder, decoding, training, B = "", "--max-new-tokens 128", "--steps 30", 8
+    if device.type == "cuda":
+        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        B = max(2, 2 ** int(gib / 1.2).bit_length() // 2)  # rows: 64 in 80 GB, 16 in 24
+        training += " --recipe gpt2-124m --eval-tokens 4096 --keep 1"
+        training += "" if gib > 39 else " --total-batch-tokens 131072"
+        ladder, decoding = "--batch-size 16 --block-size 1024 --steps 22", ""
+    trainings = [
+        Part(f"Training, B = {b}", 7, f"{training} --batch-size {b} --out run", training_table)
+        for b in (B // 2, B)
+    ]
+    return [
+        Part("Parity with Hugging Face", 1, "--samples 1 --eval-tokens 2048"),
+        Part("Training speed", 5, ladder),
+        *trainings,
+        Part("Decoding speed", 9, decoding),
+    ]
+
+
+def run_part(part: Part, device: torch.device) -> str:
+    """Run a part in a folder that is then removed, and show what it prints. Returns its section;
+    of a part that fails, a line."""
+    script = next(ROOT.glob(f"{part.stage}_*.py"))
+    options, printed, start = part.options.split(), [], time.perf_counter()
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, str(script), *options, "--device", str(device)]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, cwd=folder, text=True, **output) as process:
+            try:
+                for line in process.stdout:
+                    print(f"  {line}", end="")
+                    printed.append(line.replace(folder, "…"))
+            except BaseException:  # Ctrl-C, perhaps in this process alone
+                process.kill()
+                raise
+        if process.returncode:
+            return f"Failed: {(printed or ['it printed nothing'])[-1].strip()}"
+        said = f"```\n{''.join(printed).rstrip()}\n```"
+        result = part.table(Path(folder)) if part.table else said
+    took = duration(time.perf_counter() - start)
+    return f"`{' '.join([script.name, *options])}`, in {took}:\n\n{result}"
+
+
+def training_table(folder: Path) -> str:
+    """The speed of stage 7's run in folder/run."""
+    with (folder / "run" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["loss"]]
+    names = ("ms", "tokens_per_s", "mfu")
+    ms, tokens, mfu = ([float(row[name]) for row in rows[WARMUP:]] for name in names)
+    return (
+        "| ms per step (median) | spread | tokens/s | MFU | first and last loss |\n"
+        "|--:|--:|--:|--:|--:|\n"
+        f"| {median(ms):,.1f} | ±{spread(ms):.1%} | {median(tokens):,.0f} | {median(mfu):.1%} "
+        f"| {float(rows[0]['loss']):.3f}, {float(rows[-1]['loss']):.3f} |"
+    )
+
+
+def attention_table(device: torch.device, shape=(16, 12, 1024, 64)) -> str:
+    """How long attention takes in GPT-2 124M, forward and backward for q, k, v of shape (B, nh, T,
+    hs): by the formula, as SDPA chooses, and by each of SDPA's kernels."""
+    dtype = autocast_dtype(device) or torch.float32
+    q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
+
+    def ms(attention: Callable) -> str:
+        def step():
+            attention(q, k, v).sum().backward()
+
+        try:
+            return f"{min([timed(step, device)[0] for _ in range(12)][2:]) * 1000:.2f}"
+        except RuntimeError as error:
+            return str(error).split(". ")[0]
+
+    rows = {"the formula": ms(causal_attention), "SDPA's choice": ms(flash_attention)}
+    for kernel in KERNELS:
+        with sdpa_kernel(getattr(SDPBackend, kernel)):
+            rows[kernel] = ms(flash_attention)
+    return table({f"(B, nh, T, hs) = {shape}, {dtype}": "ms"} | rows)
+
+
+def machine(device: torch.device) -> str:
+    """The hardware and the versions."""
+    packages = ("torch", "transformers", "numpy")
+    rows = {
+        "device": describe(device),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.platform()}, Python {platform.python_version()}",
+        "packages": ", ".join(f"{name} {version(name)}" for name in packages),
+        "commit": said_by("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if device.type == "cuda":
+        query = "--query-gpu=name,driver_version,power.limit"
+        rows["driver"] = said_by("nvidia-smi", query, "--format=csv,noheader", f"-i={device.index}")
+        rows["CUDA"] = f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return table({"": ""} | rows)
+
+
+def table(rows: dict[str, str]) -> str:
+    """Two columns. The first row is the header."""
+    header, *others = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([header, "|---|---|", *others])
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return name[1] if name else platform.processor()
+
+
+def said_by(*command: str) -> str:
+    """What a command prints, in a line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f"{command[0]}: {error.strerror}"
+    return " ".join((done.stdout or done.stderr).split())
+
+
+def main(options: Options) -> None:
+    device = pick_device(options.device)
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else f"{processor()}, {os.cpu_count()} cores"
+    slug = "-".join(re.findall(r"\w+", name.lower()))
+    file = Path(options.out or ROOT / "docs" / "machines" / f"{slug}.md")
+    run_folder(str(file.parent))  # raises now if it can't be written to
+    sections, todo = [f"# {name}", machine(device)], parts(device)
+    for number, part in enumerate(todo, 1):
+        print(f"\n{number} of {len(todo)}: {part.title}, stage {part.stage}")
+        sections += [f"## {part.title}, stage {part.stage}", run_part(part, device)]
+    if gpu:
+        sections += ["## Attention's kernels", attention_table(device)]
+    write_text(file, "\n\n".join(sections) + "\n")
+    print(f"\nsaved: {file}")
+
+
+if __name__ == "__main__":
+    run(main, Options)
