@@ -1,0 +1,131 @@
+"""Draw docs/parts.png: GPT-2's parts, in the order in which a batch goes through them, with shapes.
+
+    python docs/parts.py
+
+The shapes are those that the model itself gives, 124M, on PyTorch's meta device, which computes
+shapes alone.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common.kit.disk import save_figure  # noqa: E402
+from common.model import GPT, GPTConfig, causal_attention  # noqa: E402
+
+B, T = 4, 1024
+BLUE, GREEN, GREY = "#dbe9f6", "#e0f0dc", "#eeeeee"
+
+
+def shapes_of_parts() -> dict[str, tuple[int, ...]]:
+    """The shape of what each part returns, by its name in the model, and of its weight."""
+    found = {}
+
+    def attention(q, k, v, dropout_p=0.0):
+        found["q"] = tuple(q.shape)
+        found["scores"] = tuple((q @ k.transpose(-2, -1)).shape)
+        found["y"] = tuple(causal_attention(q, k, v).shape)
+        return causal_attention(q, k, v)
+
+    with torch.device("meta"):
+        model, ids = GPT(GPTConfig(attention=attention)), torch.zeros(B, T, dtype=torch.long)
+    for name, part in model.named_modules():
+
+        def note(part, given, result, name=name):
+            found[name] = tuple((result[0] if isinstance(result, tuple) else result).shape)
+
+        part.register_forward_hook(note)
+        if hasattr(part, "weight"):
+            found[f"{name}.weight"] = tuple(part.weight.shape)
+    model(ids)
+    return found
+
+
+def said(shape: tuple[int, ...]) -> str:
+    return "(" + ", ".join(f"{n:,}" for n in shape) + ")"
+
+
+def main() -> None:
+    shapes = shapes_of_parts()
+    block = "transformer.h.0."
+    figure = Figure(figsize=(13, 9.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlim=(0, 13), ylim=(0, 9.2))
+    axes.axis("off")
+
+    def box(x, y, title, detail="", color=BLUE, width=3.5):
+        patch = FancyBboxPatch((x, y), width, 0.62, boxstyle="round,pad=0.04", facecolor=color,
+                               edgecolor="#555555")  # fmt: skip
+        axes.add_patch(patch)
+        axes.text(x + width / 2, y + (0.43 if detail else 0.31), title, ha="center", va="center",
+                  fontsize=11, weight="bold")  # fmt: skip
+        axes.text(x + width / 2, y + 0.17, detail, ha="center", va="center", fontsize=9)
+
+    def arrow(start, end, label="", **how):
+        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, **how))
+        x, y = start[0] + 0.1, (start[1] + end[1]) / 2
+        axes.text(x, y, label, va="center", fontsize=9, color="#1f4e79")
+
+    def column(x, rows, top, step):
+        """Boxes from the top downwards; each arrow carries what the box above it returns."""
+        for k, (title, detail, color, result) in enumerate(rows):
+            y = top - k * step
+            box(x, y, title, detail, color)
+            if result:
+                arrow((x + 1.75, y - 0.04), (x + 1.75, y - step + 0.7), result)
+
+    weight = {name.removesuffix(".weight"): said(s) for name, s in shapes.items()
+              if name.endswith(".weight")}  # fmt: skip
+    stream = said(shapes[block + "ln_1"])
+    column(0.2, [
+        ("token ids", "idx", GREY, said((B, T))),
+        ("wte + wpe", f"{weight['transformer.wte']} + {weight['transformer.wpe']}", BLUE,
+         said(shapes["transformer.wte"])),
+        ("block 1", "one of 12, drawn on the right", GREEN, stream),
+        ("blocks 2 to 12", "", GREEN, stream),
+        ("ln_f", weight["transformer.ln_f"], BLUE, said(shapes["transformer.ln_f"])),
+        ("lm_head", f"{weight['lm_head']}, tied to wte from stage 4 on", BLUE,
+         said(shapes["lm_head"])),
+        ("logits", "softmax: the next token's probabilities", GREY, ""),
+    ], top=8.2, step=1.25)  # fmt: skip
+    column(4.9, [
+        ("x", "the residual stream", GREY, stream),
+        ("ln_1", weight[block + "ln_1"], BLUE, said(shapes[block + "ln_1"])),
+        ("attn", "tokens exchange information", GREEN, said(shapes[block + "attn"])),
+        ("+", "x is added", GREY, stream),
+        ("ln_2", weight[block + "ln_2"], BLUE, said(shapes[block + "ln_2"])),
+        ("mlp", "each token by itself", GREEN, said(shapes[block + "mlp"])),
+        ("+", "the sum so far is added", GREY, ""),
+    ], top=8.2, step=1.25)  # fmt: skip
+    skip = dict(connectionstyle="arc3,rad=0.42", color="#c55a11", linewidth=1.4)
+    arrow((4.86, 8.5), (4.86, 4.76), **skip)
+    arrow((4.86, 4.6), (4.86, 1.0), **skip)
+    column(9.3, [
+        ("attn.c_attn", weight[block + "attn.c_attn"], BLUE, said(shapes[block + "attn.c_attn"])),
+        ("split into q, k, v and 12 heads", "", GREY, f"each {said(shapes['q'])}"),
+        ("softmax(q kᵀ / √64), the past alone", "", GREY, said(shapes["scores"])),
+        ("· v", "", GREY, said(shapes["y"])),
+        ("attn.c_proj", weight[block + "attn.c_proj"], BLUE, said(shapes[block + "attn.c_proj"])),
+    ], top=8.2, step=0.98)  # fmt: skip
+    column(9.3, [
+        ("mlp.c_fc", weight[block + "mlp.c_fc"], BLUE, said(shapes[block + "mlp.c_fc"])),
+        ("gelu", "", GREY, said(shapes[block + "mlp.c_fc"])),
+        ("mlp.c_proj", weight[block + "mlp.c_proj"], BLUE, said(shapes[block + "mlp.c_proj"])),
+    ], top=2.6, step=0.98)  # fmt: skip
+    for x, y, title in ((0.2, 9.05, "the model"), (4.9, 9.05, "a block"), (9.3, 9.05, "attn"),
+                        (9.3, 3.4, "mlp")):  # fmt: skip
+        axes.text(x, y, title, fontsize=14, weight="bold", va="center", color="#1f4e79")
+    batch = f"GPT-2 124M, a batch of B = {B} rows of T = {T:,} tokens"
+    where = "in the boxes the shapes of weights, beside the arrows those of what goes on"
+    axes.text(0.2, 0.05, f"{batch}; {where}", fontsize=9)
+    save_figure(figure, ROOT / "docs" / "parts.png")
+
+
+if __name__ == "__main__":
+    main()
