@@ -122,3 +122,4 @@ if __name__ == "__main__":
 #   python 0_gpt2_model.py --model gpt2-xl
 #   python 0_gpt2_model.py --model gpt-nano --batch-size 1 --block-size 1024
 #   python 0_gpt2_model.py --block-size 1025     # what does the model say?
+#   python -m exercises 01 02    # yours to fill in: causal_attention, block

@@ -100,7 +100,8 @@ def main(options: Options) -> None:
 
     print(fill(f"text: the end of {corpus.name}, {corpus.source}", 79, subsequent_indent="  "))
     print(f"  windows of {block_size} tokens, stride {options.stride or block_size}")
-    print(f"  {evaluate(model, text_ids, block_size, options.batch_size, options.stride)}")
+    found = evaluate(model, text_ids, block_size, options.batch_size, options.stride)
+    print(f"  {found}")
     if questions:
         print_scores(*(hellaswag(model, questions, w, options.batch_size) for w in WORDINGS))
 
@@ -111,7 +112,8 @@ def main(options: Options) -> None:
         print(quoted(tokenizer.decode(row.tolist())), end="\n\n")
 
     if options.export:
-        to_hugging_face(model, options.export)
+        facts = {"weights": options.model, f"on the end of {corpus.name}": found}
+        to_hugging_face(model, options.export, facts)
         print(f"exported: transformers.pipeline('text-generation', model='{options.export}')")
 
 
@@ -122,3 +124,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model gpt2-medium --data my_own.txt
 #   python 1_gpt2_hf_eval.py --temperature 0 --samples 1
 #   python 1_gpt2_hf_eval.py --top-k 1000 --temperature 1.5
+#   python -m exercises 03 04 05    # yours to fill in: conv1d, top_k, bits_per_byte

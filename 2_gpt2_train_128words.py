@@ -51,7 +51,7 @@ def train(model: GPT, x: torch.Tensor, y: torch.Tensor, options: Options) -> Non
         loss = model(x, y)[1]  # predict, and measure
         loss.backward()  # differentiate
         optimizer.step()  # update the weights
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # or the next backward would add to these gradients
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         print(f"step {step:>2} of {options.steps}  loss {loss:8.4f}  {ms:6.0f} ms")
@@ -86,3 +86,4 @@ if __name__ == "__main__":
 #   python 2_gpt2_train_128words.py --steps 10          # not yet memorized
 #   python 2_gpt2_train_128words.py --lr 3e-2           # too high: the model learns nothing
 #   python 2_gpt2_train_128words.py --model gpt-mini --steps 200 --lr 1e-3
+#   python -m exercises 06    # yours to fill in: naked_loop

@@ -91,3 +91,4 @@ if __name__ == "__main__":
 #   python 3_gpt2_train_dataloader.py --data plays --steps 300 --out runs/3_plays
 #   python 3_gpt2_train_dataloader.py --lr 3e-1 --out runs/3_fast    # what does the curve do?
 #   python 3_gpt2_train_dataloader.py --batch-size 1 --out runs/3_noisy
+#   python -m exercises 07    # yours to fill in: batches

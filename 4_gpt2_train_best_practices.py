@@ -121,3 +121,4 @@ if __name__ == "__main__":
 # To try:
 #   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
 #   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which one still learns?
+#   python -m exercises 08    # yours to fill in: tie_and_init

@@ -159,7 +159,8 @@ def main(options: Options) -> None:
     print(quoted(gpt2_tokenizer().decode(sample.tolist())))
     from common.pretrained import export  # transformers takes seconds to import
 
-    export(model, folder)
+    steps = f"{options.steps} of {options.total_batch_tokens:,} tokens"
+    export(model, folder, {"data": options.data, "steps": steps, "validation": after})
     print_what_each_did(log, model, batches, val, options, setting)
 
 
@@ -170,3 +171,4 @@ if __name__ == "__main__":
 #   python 1_gpt2_hf_eval.py --model runs/6_hyparam/hf --prompt "ROMEO:"
 #   python 6_gpt2_train_hyparam.py --lr 2e-3 --out runs/6_fast
 #   python 6_gpt2_train_hyparam.py --batch-size 4 --out runs/6_micro     # the same loss, slower
+#   python -m exercises 11 12 13    # yours to fill in: decay_groups, learning_rate, accumulation

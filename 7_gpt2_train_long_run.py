@@ -139,7 +139,7 @@ def train(
             print(f"stopped after step {step}: --resume continues the run")
             return
     report(last, model, val, log, options, setting, run)
-    run.export(model)
+    run.export(last, model, options)
 
 
 def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:
@@ -208,3 +208,4 @@ if __name__ == "__main__":
 #   python 7_gpt2_train_long_run.py --steps 40 --out runs/short
 #   python 1_gpt2_hf_eval.py --model runs/short/hf --prompt "ROMEO:"
 #   torchrun --standalone --nproc_per_node=2 7_gpt2_train_long_run.py --out runs/two
+#   python -m exercises 14 15    # yours to fill in: ranks, checkpoint

@@ -28,6 +28,7 @@ from common.data import Batches, Tokens
 from common.evals import evaluate
 from common.kit.cli import UserError, duration, is_out_of_memory, run
 from common.kit.device import pick_device, repeat_exactly, seed_everything
+from common.kit.needs import require
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches
@@ -172,6 +173,7 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
 
 
 def main(options: Options) -> None:
+    require("sklearn", "scikit-learn", "the report of a search")
     phases, space = read_phases(options.phases), read_space(options)
     device = pick_device(options.device)
     repeat_exactly(device)

@@ -248,4 +248,4 @@ if __name__ == "__main__":
 # To try:
 #   python 9_gpt2_generate_speedup.py --rungs 1 5 --max-new-tokens 100
 #   python 9_gpt2_generate_speedup.py --model runs/6_hyparam --prompt "KING:" --stop $'\n\n'
-#   python 9_gpt2_generate_speedup.py --model gpt2-xl --interactive --compile no
+#   python -m exercises 16    # yours to fill in: kv_cache

@@ -56,7 +56,7 @@ class Batches:
 
     def __init__(self, tokens, batch_size: int, block_size: int, seed: int = 0):
         self.tokens, self.B, self.T, self.seed = tokens, batch_size, block_size, seed
-        self.n_windows = max(0, len(tokens) - 1) // block_size
+        self.n_windows = max(0, len(tokens) - 1) // block_size  # the last one needs a last target
         self.epoch = self.position = 0
         self._orders = {}  # epoch → its permutation, for this epoch and the next
         self.check(batch_size)

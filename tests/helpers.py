@@ -60,7 +60,7 @@ def only_train(patch) -> None:
     patch.setitem(sys.modules, "common.pretrained", pretrained)
 
 
-def export_weights(model, folder: Path) -> None:
+def export_weights(model, folder: Path, facts: dict) -> None:
     save_file(dict(model.named_parameters()), folder / "exported.safetensors")
 
 

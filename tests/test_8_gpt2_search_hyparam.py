@@ -374,6 +374,12 @@ def test_bad_options(refused, text_file, words, options):
     assert not Path("runs").exists()
 
 
+def test_without_scikit_learn_no_search_begins(refused, text_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    refused("not installed: pip install scikit-learn", 8, *SMALL, "--data", str(text_file))
+    assert not Path("runs").exists()
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(refused, text_file):
     Path("mine").mkdir()
     Path("mine/letter").write_text("mine")

@@ -32,7 +32,7 @@ from common.tokenizer import gpt2_tokenizer
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "model"
-    to_hugging_face(tiny(64, 50257, n_layer=1), path)
+    to_hugging_face(tiny(64, 50257, n_layer=1), path, {})
     return path
 
 
@@ -268,7 +268,7 @@ def test_offline_gpt2_is_random_and_others_are_refused(call, refused, monkeypatc
 def test_bad_input(refused, folder, ladder, trained, tmp_path):
     (tmp_path / "nothing").mkdir()
     small_vocabulary = tmp_path / "small"
-    to_hugging_face(tiny(64, 300, n_layer=1), small_vocabulary)
+    to_hugging_face(tiny(64, 300, n_layer=1), small_vocabulary, {})
     refused("has no config.json", 9, "--model", "./nothing")
     refused("does not exist", 9, "--model", "./gone")
     model = ("--model", str(folder))

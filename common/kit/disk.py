@@ -91,7 +91,6 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
             remove(leftover)
         partial.mkdir()
         yield partial
-        share(partial)
         for path in (*partial.iterdir(), partial):
             sync(path)
         if is_folder(final):

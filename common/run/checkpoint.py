@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from common.init import tie_weights
 from common.kit.cli import UserError
-from common.kit.disk import is_folder, sha256, whole_folder
+from common.kit.disk import is_folder, sha256, share, whole_folder
 from common.kit.fields import COUNT, SIZE, check_fields, read_json
 from common.model import GPT, GPTConfig
 from common.run.ranks import Ranks
@@ -106,6 +106,7 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
             (partial / f"{name}.json").write_text(json.dumps(texts[name], indent=1) + "\n")
         sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums, indent=1) + "\n")
+        share(partial)
     steps = _checkpoints(folder)
     at = steps.index(final)
     for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # the later ones were damaged

@@ -17,6 +17,7 @@ from common.model import GPT, GPTConfig
 from common.presets import preset
 from common.run import checkpoint
 from common.run.batches import Prefetcher
+from common.run.export import facts
 from common.run.ranks import Ranks
 from common.run.recipes import run_config, saved_config
 from common.speed import Setting, pad_vocab
@@ -150,17 +151,18 @@ class Run:
         path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
         print(f"saved: {path}")
 
-    def export(self, model: GPT) -> None:
-        """Write the model as hf/ into the folder."""
+    def export(self, step: int, model: GPT, options) -> None:
+        """Write the model after so many steps as hf/ into the folder."""
         weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
-        self.ranks.from_main(lambda: self._export(model.config, weights))
+        told = (run_config(options), step)
+        self.ranks.from_main(lambda: self._export(model.config, weights, told))
 
-    def _export(self, config: GPTConfig, weights: dict) -> None:
+    def _export(self, config: GPTConfig, weights: dict, told: tuple[dict, int]) -> None:
         from common.pretrained import export  # transformers takes seconds to import
 
         model = tie_weights(GPT(config))
         model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
-        export(model, self.folder)
+        export(model, self.folder, facts(self.folder, *told))
 
 
 def _pretrained(name: str, T: int, how: dict) -> GPT:

@@ -1,8 +1,9 @@
-"""Token ids on disk: the files of a folder, in any of three formats, read as one sequence.
+"""Token ids on disk: the files of a folder, in any of four formats, read as one sequence.
 
 val_000000.npy, train_000001.npy, …   NumPy, uint16: ours, and build-nanogpt's
 train.bin, val.bin                    nanoGPT's: uint16 and nothing else
 *_train_*.bin, *_val_*.bin            llm.c's: 256 int32 first, magic 20240520, version, count
+*.ds                                  datatrove's: uint16 or uint32; *.ds.index has document ends
 """
 
 import re
@@ -58,11 +59,11 @@ class TokenFiles:
 
 
 def map_ids(path: Path) -> np.ndarray:
-    """The ids (N,) of a .npy or .bin file, integers, mapped. Raises UserError for a file that is
-    truncated or holds something else; checks the first 4,096 ids, not all."""
+    """The ids (N,) of a file with one of the ENDINGS, integers, mapped. Raises UserError for a file
+    that is truncated or holds something else; checks the first 4,096 ids, not all."""
     try:
         with np.errstate(over="raise"):  # the size of an impossible shape
-            ids = open_memmap(path, mode="r") if path.suffix == ".npy" else _map_bin(path)
+            ids = ENDINGS[path.suffix](path)
     except Exception as error:  # NumPy evaluates the header: there is little it does not raise
         raise UserError(f"{path} is not a file of token ids: {error!r:.150}") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
@@ -88,12 +89,26 @@ def _map_bin(path: Path) -> np.ndarray:
     return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
 
 
+def _map_ds(path: Path) -> np.ndarray:
+    """The index (uint64) ends with the number of ids, from which follows the size of one."""
+    count = np.memmap(f"{path}.index", "<u8", "r")[-1].item()
+    size = path.stat().st_size
+    if size not in (2 * count, 4 * count):
+        raise ValueError(f"{size:,} bytes, and its index ends at {count:,} ids of 2 or 4")
+    return np.memmap(path, f"<u{size // count}", "r")
+
+
+# How the ids of a file are mapped, by the ending of its name.
+ENDINGS = {".npy": lambda path: open_memmap(path, mode="r"), ".bin": _map_bin, ".ds": _map_ds}
+
+
 def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
     """Raises UserError for a folder that is not GPT-2's, not complete, or not of one format."""
     if (folder / "meta.pkl").exists():
         raise UserError(f"{folder} has a meta.pkl: its ids are not GPT-2's")
-    if len({path.suffix for path in files}) > 1:
-        raise UserError(f"{folder} has .npy and .bin files: give a folder with one format")
+    if len(endings := {path.suffix for path in files}) > 1:
+        found = " and ".join(sorted(endings))
+        raise UserError(f"{folder} has {found} files: give a folder with one format")
     if len({ids.offset for path, ids in files.items() if path.suffix == ".bin"}) > 1:
         raise UserError(f"{folder} has .bin files with llm.c's header and without: give one format")
     if (folder / "meta.json").exists():
@@ -107,7 +122,7 @@ def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
 
 
 def open_tokens(data: str) -> Tokens:
-    """The tokens of a .npy or .bin file, of a folder of them (see above), or of whatever
+    """The tokens of a file with one of the ENDINGS, of a folder of them (see above), or of whatever
     load_tokens takes.
 
     Files with "val" in their names are for validation; without such files, the end of the ids is.
@@ -117,7 +132,7 @@ def open_tokens(data: str) -> Tokens:
     found = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
     if (path / "progress.json").exists() and not (path / "meta.json").exists():
         raise UserError(f"{data} is not complete: the command that made it resumes")
-    files = {p: map_ids(p) for p in found if p.suffix in (".npy", ".bin")}
+    files = {p: map_ids(p) for p in found if p.suffix in ENDINGS}
     if not files:
         return load_tokens(data)
     if path.is_dir():

@@ -9,6 +9,9 @@ A source is fineweb-edu, openwebtext, a file, or a folder: text, JSON lines or P
 with gzip or zstd. Documents are tokenized on all cores, <|endoftext|> before each, and written as
 uint16 to .npy files of --shard-tokens, the first of them for validation. After an interruption the
 same command resumes, and ends with the same bytes. meta.json says what was read and written.
+
+For more text than one machine tokenizes, take Hugging Face's datatrove: stage 7 reads its .ds files
+as they are.
 """
 
 import os
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from common.kit.cli import run
 from common.kit.disk import check_room, run_folder
+from common.kit.needs import require
 from common.shards.documents import PIECE, Batch, find_files, read, without_long_gaps
 from common.shards.writer import Shards, verify
 from common.tokenizer import gpt2_tokenizer
@@ -79,6 +83,7 @@ def main(options: Options) -> None:
     if options.verify:
         verify(Path(options.source).expanduser())
         return
+    require("pyarrow", "pyarrow", "python -m common.shards")
     files = find_files(options.source, leave_out=Path(options.out).expanduser())
     folder, n_bytes = run_folder(options.out), sum(files.values())
     shards = Shards(folder, {

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -104,6 +102,8 @@ def read(files: dict[str, int], start: Position, field: str, piece: int = PIECE)
     Raises UserError, naming the file, for what can't be read: a damaged file, text that is not
     UTF-8, a field that does not exist, a document of more than MAX_CHARACTERS.
     """
+    import pyarrow  # not at the top: it may be missing, which `require` says in one line
+
     kind, documents, empty = _kind(Path(next(iter(files)))), start.documents, start.empty
     is_text, one_text = kind == "text", kind == "text" and len(files) == 1
     for index, path in list(enumerate(files))[start.file :]:
@@ -163,11 +163,13 @@ def _json_lines(file, field: str) -> Iterator:
 
 
 def _parquet_rows(stream, field: str) -> Iterator:
+    from pyarrow.parquet import ParquetFile
+
     if not stream.seekable():  # it is compressed, and Parquet is read from its end
         packed, stream = stream, tempfile.TemporaryFile()
         shutil.copyfileobj(packed, stream)
     # Page by page: a row group, or a column of one, may be larger than memory.
-    file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
+    file = ParquetFile(stream, pre_buffer=False, buffer_size=2**20)
     if field not in (names := file.schema_arrow.names):
         raise ValueError(f"it has no {field}: give --field as one of {', '.join(names)}")
     for batch in file.iter_batches(ROWS, columns=[field]):

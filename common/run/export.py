@@ -1,0 +1,75 @@
+"""A checkpoint of a run of stage 7 as a folder that transformers loads.
+
+    python -m common.run.export runs/7_long_run FOLDER     # its newest checkpoint
+    python -m common.run.export runs/7_long_run/checkpoints/step_00000200 FOLDER
+
+Nothing is trained. The card in the folder says what the run's options and its log say.
+"""
+
+import csv
+import io
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.kit.cli import UserError, run
+from common.kit.fields import COUNT, check_fields
+from common.kit.hub import check_new_folder
+from common.run import checkpoint
+from common.run.recipes import DEFAULTS, RECIPES
+
+# Titles in the card, and columns of metrics.csv.
+COLUMNS = {
+    "training loss": "loss", "validation loss": "val_loss", "bits per byte": "bits_per_byte",
+}  # fmt: skip
+
+
+@dataclass
+class Options:
+    run: str  # a run's folder, or one of its checkpoints
+    folder: str  # a new folder, in Hugging Face's format
+
+
+def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
+    """What a model's card says of the run in `folder` after so many steps, from its options and its
+    log."""
+    check_fields(config, {"recipe": str, "data": str, "total_batch_tokens": COUNT}, folder)
+    # A file of options goes on top of the laptop's recipe. Nobody else has it, nor our folders.
+    recipe = config["recipe"] if config["recipe"] in RECIPES else "laptop"
+    config = config | {"recipe": recipe, "data": Path(config["data"]).name}
+    usual = {"recipe": "laptop"} | DEFAULTS | RECIPES[recipe]
+    command = ["python", "7_gpt2_train_long_run.py"]
+    for name, value in config.items():
+        if value not in (None, usual.get(name)):
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    tokens = f"{step:,} of {config['total_batch_tokens']:,} tokens"
+    found = {"command": shlex.join(command), "data": config["data"], "steps": tokens}
+    log = folder / "metrics.csv"
+    with log.open(newline="") if log.exists() else io.StringIO() as file:
+        for row in csv.DictReader(file):
+            for title, column in COLUMNS.items():
+                if row.get(column) and int(row["step"]) <= step:
+                    found[title] = f"{float(row[column]):.4f} at step {int(row['step']):,}"
+    return found
+
+
+def main(options: Options) -> None:
+    path = Path(options.run).expanduser()
+    if not (path / "manifest.json").exists():
+        path = checkpoint.newest(path / "checkpoints")
+    if path is None:
+        raise UserError(f"{options.run} has no checkpoint: give a run of stage 7, or one of the "
+                        "folders in its checkpoints/")  # fmt: skip
+    if reason := checkpoint.why_damaged(path):
+        raise UserError(f"{path} is damaged: {reason}")
+    check_new_folder(options.folder)
+    texts = checkpoint.read(path)
+    told = facts(path.absolute().parents[1], texts["config"], texts["state"]["step"])
+    from common.pretrained import to_hugging_face  # transformers takes seconds to import
+
+    to_hugging_face(checkpoint.load_model(path), options.folder, told)
+    print(f"exported: {path}\n  to try it: python 1_gpt2_hf_eval.py --model {options.folder}")
+
+
+if __name__ == "__main__":
+    run(main, Options)

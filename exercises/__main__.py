@@ -1,0 +1,31 @@
+"""Where a reader stands: a line an exercise.
+
+python -m exercises           # all of them
+python -m exercises 01 02     # only these
+"""
+
+import sys
+from textwrap import fill
+
+from exercises.marking import NAMES, mark
+
+
+def main(numbers: list[str]) -> None:
+    numbers = {number.zfill(2) for number in numbers}
+    if unknown := numbers - {name[:2] for name in NAMES}:
+        wanted = f"give some of 01 to {NAMES[-1][:2]}"
+        print(f"error: there is no exercise {min(unknown)}: {wanted}", file=sys.stderr)
+        sys.exit(2)
+    names = [name for name in NAMES if name[:2] in numbers or not numbers]
+    left = []
+    for name in names:
+        found = mark(name)
+        line = found.line if found.state == "wrong" else found.state
+        print(fill(f"{name:<22}{line}", 79, subsequent_indent=" " * 22))
+        left += [name] if found.line else []
+    here = f"; the next one is exercises/{left[0]}.py" if left else ""
+    print(f"{len(names) - len(left)} of {len(names)} done{here}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
