@@ -51,13 +51,23 @@ def test_a_file_with_every_table(scripts, capsys):
     assert "5 of 5: Decoding speed, stage 9" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_the_part_and_leaves_no_file(scripts, capsys):
-    code = "os.kill(os.getppid(), 2); print(os.getpid(), flush=True); import time; time.sleep(60)"
-    (scripts / "1_parity.py").write_text(f"import os\n{code}")
+def test_ctrl_c_ends_the_part_and_leaves_no_file(scripts, monkeypatch):
+    (scripts / "1_parity.py").write_text(
+        "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    pids = []
+
+    def interrupted(text, end="\n"):
+        if end == "":  # a line of the part's
+            pids.append(int(text))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "print", interrupted, raising=False)
     with pytest.raises(SystemExit) as stop:
         run(report.main, report.Options, ["--device", "cpu"])
-    assert stop.value.code == 130
-    assert not [*(scripts / "docs/machines").iterdir()]
+    assert stop.value.code == 130 and not [*(scripts / "docs/machines").iterdir()]
+    with pytest.raises(ProcessLookupError):
+        os.kill(*pids, 0)
 
 
 @pytest.mark.parametrize("gib, rows, tokens", [(79, (32, 64), 2**19), (15, (4, 8), 2**17),
