@@ -9,9 +9,9 @@ The second command is for a GPU. You will see one row per rung, each on top of t
 median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
 first loss is from rung 0's, and the validation loss after the last step. MFU is the share of the
 fastest matrix product that this machine does in that precision; papers divide by the data sheet's
-peak instead. A rung that this machine lacks, or that a trial shows to be slower, is skipped with
-the reason. Then come Hugging Face's model, compiled alike, and rung 0 again, whose change
-(drift) shows how steady the machine was.
+peak instead. A rung that this machine lacks, that its memory does not hold, or that a trial shows
+to be slower, is skipped with the reason. Then come Hugging Face's model, compiled alike, and rung 0
+again, whose change (drift) shows how steady the machine was.
 """
 
 import time
