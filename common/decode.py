@@ -142,6 +142,7 @@ def compiled_step(decoder: Decoder):
         # The compiler would compute LayerNorm's output again for each row of the matrix that reads
         # it. With this limit it stores what takes more than 2 operations.
         "realize_opcount_threshold": 2,
+        "cpp.simdlen": 256,  # bits: with vectors of 512 it widens small weights at half the speed
         "triton.cudagraphs": next(decoder.parameters()).device.type == "cuda",
     }
     return compiled(decoder, **options)
