@@ -16,8 +16,10 @@ The second number of normal(…) is the standard deviation.
 (Press and Wolf, 2017; Radford et al., 2019, section 2.3; OpenAI's gpt-2/src/model.py.)
 """
 
+import torch
 
-def tie_and_init(model, seed: int) -> None:
+
+def tie_and_init(model: torch.nn.Module, seed: int) -> None:
     """Change model, a GPT of nn.Embedding, nn.Linear and nn.LayerNorm with Hugging Face's names
     (model.transformer.wte, model.lm_head, …) and model.config.n_layer, in place. The same seed
     gives the same weights."""

@@ -12,8 +12,12 @@ whole gradient is scaled down to the limit: its direction stays. One unusual bat
 weights far away. (Pascanu et al., 2013, for clipping; Brown et al., 2020: clipped to 1.0.)
 """
 
+import torch
 
-def train_step(model, optimizer, micro_batches: list[tuple], clip: float) -> tuple[float, float]:
+
+def train_step(
+    model: torch.nn.Module, optimizer, micro_batches: list[tuple], clip: float
+) -> tuple[float, float]:
     """One step of the optimizer on micro-batches x, y, all equally large. model(x, y) returns
     logits and the mean loss. clip is the maximum norm. Returns, as numbers, the loss of the whole
     batch and the norm of its gradient before clipping. Leaves no gradients behind."""

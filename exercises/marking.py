@@ -78,5 +78,7 @@ def crash(path: Path, error: Exception) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
+    if not lines and "NoneType" in str(error):
+        return "None is returned: is a `return` missing?"
     where = f"in line {lines[-1]}" if lines else "where the check takes what is returned"
     return f"{type(error).__name__} {where}: {' '.join(str(error).split())}"

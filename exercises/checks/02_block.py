@@ -39,7 +39,10 @@ def check_order(block) -> None:
         return give
 
     parts = {name: part(name) for name in ("ln_1", "attn", "ln_2", "mlp")}
-    given["block"] = [block(tensors["x"].clone(), **parts)]
+    x = tensors["x"].clone()
+    given["block"] = [block(x, **parts)]
+    if not torch.equal(x, tensors["x"]):
+        raise Wrong("x is changed in place, and backward needs it as it was: x = x + …, not x += …")
     for name, right in RIGHT.items():
         calls = given.get(name, [])
         if len(calls) != 1:

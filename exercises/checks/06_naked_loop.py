@@ -39,6 +39,10 @@ def loop(x, y, steps=STEPS, optimizer=optim.AdamW, anew=False, forget=True):
     return losses, model.logits.detach()
 
 
+def default_lr(parameters, lr):
+    return optim.AdamW(parameters)
+
+
 def check(answer) -> None:
     ids = torch.randint(V, (2, 9))
     x, y = ids[:, :-1], ids[:, 1:]
@@ -55,6 +59,7 @@ def check(answer) -> None:
             loop(x, y, anew=True)[1],
         "are those of plain gradient descent: take AdamW": loop(x, y, optimizer=optim.SGD)[1],
         "are those of Adam: AdamW also decays the weights": loop(x, y, optimizer=optim.Adam)[1],
+        "are those of AdamW's default learning rate: pass lr": loop(x, y, optimizer=default_lr)[1],
         f"are those of {STEPS - 1} steps, not {STEPS}": loop(x, y, STEPS - 1)[1],
         f"are those of {STEPS + 1} steps, not {STEPS}": loop(x, y, STEPS + 1)[1],
         "are those of a model that learns x from y": loop(y, x)[1],

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from exercises.marking import Wrong
 
 N, V = 4, 7  # micro-batches, ids
-CLIP = 0.05
+CLIP, LARGE = 0.05, 1e9
 
 
 class Table(nn.Module):
@@ -58,6 +58,8 @@ def change(answer, micro_batches, clip: float):
                     "make one, after the last")  # fmt: skip
     if returned is None or len(returned) != 2:
         raise Wrong("return two numbers: the loss, and the norm before clipping")
+    if any(isinstance(number, torch.Tensor) for number in returned):
+        raise Wrong("a tensor is returned, which may hold the whole computation in memory: .item()")
     return before - weights(model), *(float(number) for number in returned)
 
 
@@ -68,7 +70,7 @@ def check(answer) -> None:
     right, loss = gradient(x.flatten(0, 1), y.flatten(0, 1))
     last, last_loss = gradient(x[-1], y[-1])
     norm = right.norm().item()
-    moved, found_loss, found_norm = change(answer, micro_batches, 1e9)
+    moved, found_loss, found_norm = change(answer, micro_batches, LARGE)
     check_gradient(moved, right, last)
     clipped = change(answer, micro_batches, CLIP)
     check_clipping(clipped[0], right, norm)
@@ -94,6 +96,9 @@ def check_gradient(moved, right, last) -> None:
                             "number of micro-batches")  # fmt: skip
             if abs(factor - 1 / N) < 1e-3:
                 raise Wrong(f"the weights move {N} times too little: divide once, not twice")
+            if abs(factor - 1) > 1e-3:
+                raise Wrong(f"the limit is {LARGE:g}, and yet the weights move {factor:.3g} times "
+                            "as far: scale only a gradient that exceeds it")  # fmt: skip
             return
     raise Wrong("the weights do not move along the gradient of the big batch")
 
@@ -121,6 +126,6 @@ def compare(what: str, found: float, right: float, known: dict) -> None:
 def check_nothing_is_left(answer, micro_batches) -> None:
     model = Table()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    answer.train_step(model, optimizer, micro_batches, 1e9)
+    answer.train_step(model, optimizer, micro_batches, LARGE)
     if any(p.grad is not None and p.grad.any() for p in model.parameters()):
         raise Wrong("gradients are left behind, and the next step would add to them: zero_grad()")

@@ -30,9 +30,11 @@ def check_step(step: int, world_size: int, taken: list) -> None:
     found = {window for windows in taken for window in windows}
     first = step * world_size * B
     right = {divmod(place, N_WINDOWS) for place in range(first, first + world_size * B)}
+    if found == {(place, epoch) for epoch, place in right} != right:
+        raise Wrong(f"{at}the pairs are (place, epoch): the epoch comes first")
     if min(found) < min(right):
         raise Wrong(f"{at}{words(min(found))} is taken for the second time: a step takes "
-                    "world_size · B windows of the stream")  # fmt: skip
+                    "world_size · B windows of the stream, each of its own epoch")  # fmt: skip
     if found != right:
         raise Wrong(f"{at}{words(min(right - found))} is left out: a step takes the next "
                     "world_size · B windows of the stream, across epochs")  # fmt: skip

@@ -110,7 +110,7 @@ def check_damage(answer, folder: Path) -> None:
 
 
 def check_flush(answer, folder: Path) -> None:
-    calls = []
+    calls, flushed = [], [0]
 
     def noted(name, function):
         def call(*args, **kwargs):
@@ -119,10 +119,16 @@ def check_flush(answer, folder: Path) -> None:
 
         return call
 
+    def fsync(file, flush=os.fsync):
+        flushed.append(os.stat(file).st_size)
+        flush(file)
+
     renames = {name: noted("rename", getattr(os, name)) for name in ("replace", "rename")}
-    with patch.multiple(os, fsync=noted("fsync", os.fsync), **renames):
+    with patch.multiple(os, fsync=noted("fsync", fsync), **renames):
         answer.save(folder, 10, OLD)
     if "rename" not in calls:
         raise Wrong("nothing is renamed: write under another name, then os.replace")
     if "fsync" not in calls[: calls.index("rename")]:
         raise Wrong("the rename may reach the disk before the bytes: os.fsync the file first")
+    if max(flushed) < len(OLD):
+        raise Wrong("os.fsync came while the bytes were in Python's buffer: file.flush() first")

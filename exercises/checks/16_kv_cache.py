@@ -40,8 +40,8 @@ def check_piece(weights, right, n: int) -> None:
     for i, row in enumerate(weights):
         seen = set((row > 0).nonzero().flatten().tolist())
         if seen - set(range(n + i + 1)):
-            raise Wrong(f"position {n + i} attends to position {max(seen)}, which is in its "
-                        "future: mask among the new tokens, too")  # fmt: skip
+            raise Wrong(f"position {n + i} attends to position {max(seen)}, in its future: "
+                        "mask among the new tokens, and put them after the cache")  # fmt: skip
         for j in set(range(n + i + 1)) - seen:
             why = "it is not in the cache" if j < n else "it is among the new tokens"
             if j < n and seen == set(range(i + 1)):

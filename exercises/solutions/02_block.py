@@ -43,5 +43,6 @@ WRONG = {
     "SiLU": [('F.gelu(self.c_fc(x), approximate="tanh")', "F.silu(self.c_fc(x))")],
     "put it between": [('self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))',
                         'F.gelu(self.c_proj(self.c_fc(x)), approximate="tanh")')],
+    "changed in place": [("x = x + self.attn", "x += self.attn")],
     "adds its own x": [("x = self.c_proj(F.gelu", "x = x + self.c_proj(F.gelu")],
 }  # fmt: skip

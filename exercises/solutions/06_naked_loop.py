@@ -36,6 +36,7 @@ WRONG = {
                   ("        start = ", "        optimizer = made(); start = ")],
     "plain gradient descent": [("optim.AdamW", "optim.SGD")],
     "those of Adam": [("optim.AdamW", "optim.Adam")],
+    "default learning rate": [(", lr=options.lr", "")],
     "of 4 steps": [("range(options.steps)", "range(options.steps - 1)")],
     "of 6 steps": [("range(options.steps)", "range(options.steps + 1)")],
     "learns x from y": [("model(x, y)", "model(y, x)")],

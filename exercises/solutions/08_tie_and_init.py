@@ -21,6 +21,8 @@ WRONG = {
     "wpe.weight has": [("0.01 if", "0.02 if")],
     "bias is to be 0": [("part.bias is not None", "False")],
     "ln_1.weight is to be 1": [("part.weight.fill_(1)", "draw(part.weight, 0.02)")],
+    "two blocks have the same": [
+        ("generator=generator)", "generator=torch.Generator().manual_seed(seed))")],
     "the same seed gives other weights": [(", generator=generator", "")],
     "seeds 1 and 2": [("manual_seed(seed)", "manual_seed(0)")],
 }  # fmt: skip

@@ -12,6 +12,9 @@ WRONG = {
     "a straight line": [("(1 + math.cos(math.pi * progress)) / 2", "(1 - progress)")],
     "a whole cosine": [("math.pi *", "2 * math.pi *")],
     "the cosine goes to 0": [("floor: float = 0.1", "floor: float = 0.0")],
+    "divide by steps - warmup_steps": [("/ (steps - warmup_steps)", "/ steps")],
+    "not 0.1 · lr": [("return lr * floor\n", "return floor\n")],
+    "warm-up is a step too long": [("step < warmup_steps", "step <= warmup_steps")],
     "it rises again": [("if step >= steps", "if step > 999")],
     "without warm-up": [("    if step >= steps", "    if warmup_steps == 0:\n        return 0.0\n"
                          "    if step >= steps")],

@@ -45,5 +45,9 @@ WRONG = {
     "the last micro-batch's, divided": [("total.item(), norm", "loss.item(), norm")],
     "it is divided twice": [("total.item(), norm", "total.item() / n_micro, norm")],
     "that after clipping": [("norm.item()", "min(norm.item(), options.clip)")],
+    "a tensor is returned": [("loss, norm = total.item(), norm.item()", "loss = total.item()")],
+    "only a gradient that exceeds it": [
+        (CLIP, CLIP + "\n        for p in model.parameters():\n"
+         "            p.grad *= options.clip / norm")],
     "gradients are left": [("optimizer.zero_grad()", "pass")],
 }  # fmt: skip

@@ -27,6 +27,9 @@ WRONG = {
         ("self.advance(self.world_size * self.B)", "self.advance(self.B)")],
     "is left out": [
         ("self.advance(self.world_size * self.B)", "self.advance(self.world_size * self.B + 1)")],
+    "the epoch comes first": {
+        "windows_of": lambda step, rank, world_size, B, n_windows: [
+            divmod((step * world_size + rank) * B + i, n_windows)[::-1] for i in range(B)]},
     "go on with the next epoch": {
         "windows_of": lambda step, rank, world_size, B, n_windows: [
             (0, (step * world_size + rank) * B + i) for i in range(B)]},

@@ -27,7 +27,9 @@ def sum_fits(content):
     return hashlib.sha256(content[32:]).digest() == content[:32]
 
 
-def simple(name="step_{:08d}", temporary=True, flush=True, remove=False, number=int, fits=sum_fits):
+def simple(
+    name="step_{:08d}", temporary=True, flush="both", remove=False, number=int, fits=sum_fits
+):
     """A file a step, written with care or without."""
 
     def save(folder, step, data):
@@ -39,7 +41,8 @@ def simple(name="step_{:08d}", temporary=True, flush=True, remove=False, number=
         with open(partial, "wb") as file:
             file.write(hashlib.sha256(data).digest())
             file.write(data)
-            file.flush()
+            if flush == "both":
+                file.flush()
             if flush:
                 os.fsync(file.fileno())
         if temporary:
@@ -75,7 +78,8 @@ WRONG = {
     "nothing is renamed": simple(temporary=False),
     "as numbers, not as text": simple("step_{}", number=str),
     "a part of step 20": simple(temporary=False, fits=lambda content: True),
-    "before the bytes": simple(flush=False),
+    "before the bytes": simple(flush=None),
+    "in Python's buffer": simple(flush="the system's"),
     "must stay until": simple(remove=True),
     "newest raises AssertionError": simple(temporary=False, fits=read_all),
     "the next save fails": simple() | {"save": lock_first},
