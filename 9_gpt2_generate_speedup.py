@@ -3,7 +3,7 @@
 New here: common/decode.py (a cache of keys and values), common/quantize.py (16 and 8 bits) and
 common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the table.
 
-    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 5 to 6 minutes on two CPU cores
+    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 3 minutes on two CPU cores
     python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 
