@@ -156,7 +156,7 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
 def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
     """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
     way, previous = Way(), None
-    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # it takes a second
+    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # it compiles a step
     for k, (name, change, _) in enumerate(speedups(ids.device)):
         if k > max(rungs):
             break

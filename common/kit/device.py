@@ -88,10 +88,15 @@ def describe(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     else:
-        name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "CPU"
+        name = processor()
         if device.type == "cpu":
             name += f", {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The CPU's name."""
+    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or "CPU"
 
 
 def keep_freed_memory() -> None:

@@ -25,7 +25,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.kit.cli import duration, run
-from common.kit.device import describe, pick_device
+from common.kit.device import describe, pick_device, processor
 from common.kit.disk import run_folder, write_text
 from common.kit.measure import spread, timed
 from common.model import causal_attention
@@ -156,13 +156,6 @@ def table(rows: dict[str, str]) -> str:
     """Two columns. The first row is the header."""
     header, *others = (f"| {name} | {value} |" for name, value in rows.items())
     return "\n".join([header, "|---|---|", *others])
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    return name[1] if name else platform.processor()
 
 
 def said_by(*command: str) -> str:
