@@ -51,17 +51,24 @@ class Options:
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
-def reference_model(options: Options, prompt: list[int]) -> GPT2LMHeadModel:
+def ids_of_prompt(prompt: str, config: GPT2Config) -> list[int]:
+    """The prompt's ids, in the model's vocabulary. Raises UserError if they do not fit it."""
+    ids = gpt2_tokenizer(config.vocab_size).encode_ordinary(prompt)
+    check_prompt(len(ids), config.n_positions)
+    return ids
+
+
+def reference_model(options: Options) -> GPT2LMHeadModel:
     """Hugging Face's model, from the Hub or a folder; offline, a random one of gpt2's size."""
     try:
-        check_prompt(len(prompt), hugging_face_config(options.model).n_positions)
+        ids_of_prompt(options.prompt, hugging_face_config(options.model))
         reference = open_hugging_face(options.model)
         print(f"model: {options.model}")
         return reference
     except HubUnreachable as error:
         if options.model != "gpt2" or options.export:
             raise UserError(f"{error}: try again, or give a folder as --model") from None
-        check_prompt(len(prompt), GPT2Config().n_positions)
+        ids_of_prompt(options.prompt, GPT2Config())
         print(f"model: {error}:\n  a random GPT-2 of 124M takes the same test instead")
         return GPT2LMHeadModel(GPT2Config()).eval()
 
@@ -81,20 +88,20 @@ def main(options: Options) -> None:
     questions = None
     if options.hellaswag or options.hellaswag_file:
         questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
-    tokenizer = gpt2_tokenizer()
-    prompt = tokenizer.encode_ordinary(options.prompt)
     if options.export:
         check_new_folder(options.export)
     device = pick_device(options.device)
     seed_everything(options.seed)
     corpus = read_corpus(options.data)
+    reference = reference_model(options)
+    tokenizer = gpt2_tokenizer(reference.config.vocab_size)
     text_ids = torch.tensor(tokenizer.encode_ordinary(corpus.text)[-options.eval_tokens - 1 :])
     if len(text_ids) < 2:
         raise UserError(f"{options.data} is {len(text_ids)} token long: give a longer text")
 
-    reference = reference_model(options, prompt)
     model = convert(reference).to(device)
     block_size = model.config.block_size
+    prompt = ids_of_prompt(options.prompt, reference.config)
     compare(model, reference.to(device), text_ids[: min(256, block_size)].to(device))
     del reference
 

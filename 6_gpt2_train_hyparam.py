@@ -34,7 +34,7 @@ from common.kit.runlog import RunLog
 from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
-from common.optim import adamw, check_plan, learning_rate, parameter_groups, set_lr
+from common.optim import Muon, adamw, check_plan, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
@@ -48,6 +48,7 @@ class Options:
     # model
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     block_size: int = 128  # T: put so many tokens in a row
+    vocab_size: int = 50257  # know so many of GPT-2's tokens: all, or fewer for a small text
     # data
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
@@ -59,6 +60,7 @@ class Options:
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
+    optimizer: Literal["adamw", "muon"] = "adamw"  # update the blocks' matrices by this
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # update in one pass, or more
     seed: int = 1337  # draw other weights and batches
     # run
@@ -80,6 +82,8 @@ def train(
     # new: biases and LayerNorms do not decay, and AdamW makes one pass over memory
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas, options.adamw)
+    # new, and newer than GPT-3: Muon learns as much in fewer steps
+    optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     # new: so many micro-batches make a batch
@@ -135,9 +139,10 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
     check_plan(options, B, T)
-    config, device = preset(options.model, T, block_size=T), pick_device(options.device)
+    sizes = dict(block_size=T, vocab_size=options.vocab_size)
+    config, device = preset(options.model, T, **sizes), pick_device(options.device)
     seed_everything(options.seed)
-    tokens = load_tokens(options.data)
+    tokens = load_tokens(options.data, options.vocab_size)
     batches = Batches(tokens.train, B, T, options.seed)
     val = torch.from_numpy(tokens.val.astype("int64"))
     folder = run_folder(options.out)
@@ -154,9 +159,10 @@ def main(options: Options) -> None:
         log.val(0, before.loss)
         after = train(model, batches, val, log, options, setting)
     print(f"validation, before and after:\n  {before}\n  {after}")
-    prompt = torch.tensor([gpt2_tokenizer().encode_ordinary(options.prompt)], device=device)
+    tokenizer = gpt2_tokenizer(options.vocab_size)
+    prompt = torch.tensor([tokenizer.encode_ordinary(options.prompt)], device=device)
     sample = generate(model, prompt, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
-    print(quoted(gpt2_tokenizer().decode(sample.tolist())))
+    print(quoted(tokenizer.decode(sample.tolist())))
     from common.pretrained import export  # transformers takes seconds to import
 
     steps = f"{options.steps} of {options.total_batch_tokens:,} tokens"

@@ -31,7 +31,7 @@ from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly, seed_everything
 from common.kit.measure import matmul_peak
 from common.model import GPT
-from common.optim import adamw, learning_rate, parameter_groups, set_lr
+from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import Prefetcher, RankBatches
 from common.run.evals import evaluate_on_ranks, hellaswag_on_ranks
 from common.run.log import LongRunLog
@@ -41,7 +41,7 @@ from common.run.resume import Run, fingerprint
 from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
 from common.speed import Setting, autocast, setting_of
-from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+from common.tokenizer import gpt2_tokenizer
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "val_loss", "bits_per_byte",
            "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
@@ -61,6 +61,7 @@ class Options:
     # model, by default from the recipe
     model: str | None = None  # train this preset, or one like 4x2x128
     block_size: int | None = None  # T: put so many tokens in a row
+    vocab_size: int | None = None  # know so many of GPT-2's tokens: all 50257, or fewer
     dropout: float | None = None  # drop this share of the activations
     # data, by default from the recipe
     data: str | None = None  # tinyshakespeare, plays, a text, shards, a folder
@@ -72,6 +73,7 @@ class Options:
     warmup_steps: int | None = None  # let it rise over so many first
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
+    optimizer: Literal["adamw", "muon"] | None = None  # update the blocks' matrices by this
     seed: int | None = None  # draw other weights and batches
     # evaluation and checkpoints, by default from the recipe
     eval_every: int | None = None  # evaluate each time after so many steps
@@ -99,6 +101,7 @@ def train(
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr)
+    optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = ranks.loss_function(model, setting.compile)  # new: gradients are averaged over ranks
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     at_once = options.batch_size * options.block_size * ranks.world_size
@@ -153,10 +156,11 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
             how = (options.batch_size, ranks)
             asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in WORDINGS]
             scores = print_scores(*asked)
-        prompt = gpt2_tokenizer().encode_ordinary(options.prompt)
+        tokenizer = gpt2_tokenizer(options.vocab_size)
+        prompt = tokenizer.encode_ordinary(options.prompt)
         ids = torch.tensor([prompt], device=ranks.device)
         sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
-    print(quoted(gpt2_tokenizer().decode(sample.tolist())))
+    print(quoted(tokenizer.decode(sample.tolist())))
     log.val(step, found.loss, bits_per_byte=found.bits_per_byte,
             hellaswag_by_character=scores[0], hellaswag_by_token=scores[1])  # fmt: skip
     log.plot()
@@ -171,12 +175,15 @@ def main(options: Options) -> None:
         options = ranks.from_main(lambda: resolve(options, saved.get("config"), ranks))
         chosen = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
         print(fill(f"options: {chosen}", 79, subsequent_indent="  "))
+        if options.shard and options.optimizer == "muon":
+            raise UserError("Muon needs whole matrices, of which --shard leaves each rank a part: "
+                            "give --optimizer adamw")  # fmt: skip
         B, T, device = options.batch_size, options.block_size, ranks.device
         last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
         if first > last:
             raise UserError(f"the run is at step {first}: give a larger --stop-at or --steps")
         with ranks.first():
-            tokens = open_tokens(options.data)
+            tokens = open_tokens(options.data, options.vocab_size)
             if options.eval_hellaswag or options.hellaswag_file:
                 run.questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
         run.text = fingerprint(tokens)
@@ -186,7 +193,8 @@ def main(options: Options) -> None:
         setting = setting_of(options.dtype, options.attention, options.compile)
         repeat_exactly(device)
         model = run.model(options, setting).train()
-        flops = replace(model.config, vocab_size=VOCAB_SIZE).flops_per_token(T)  # without padding
+        sizes = replace(model.config, vocab_size=options.vocab_size)  # without padding
+        flops = sizes.flops_per_token(T)
         peak = sum(ranks.gather(matmul_peak(device, setting.dtype or torch.float32)))
         seed_everything(options.seed + ranks.rank)  # for dropout
         run.begin(options, model)

@@ -52,7 +52,7 @@ from common.quantize import bytes_per_token, quantized
 from common.run import checkpoint
 from common.speed import Setting, autocast_dtype, build, why_not_compile
 from common.talk import Voice, converse
-from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+from common.tokenizer import gpt2_tokenizer
 
 PROMPT = "Hello, I'm a language model,"  # of the ladder
 
@@ -176,12 +176,13 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
 
 def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     """Print the ladder, and save its picture."""
-    prompt = gpt2_tokenizer().encode_ordinary(PROMPT)
+    vocab_size = model.config.vocab_size
+    prompt = gpt2_tokenizer(vocab_size).encode_ordinary(PROMPT)
     n = min(options.max_new_tokens, model.config.block_size - len(prompt))
     if n <= WARMUP_STEPS:
         raise UserError(f"{n} new tokens are too few to time: give a larger --max-new-tokens, or a "
                         "model with a larger block size")  # fmt: skip
-    val = load_tokens(options.data).val[: options.eval_tokens].astype("int64")
+    val = load_tokens(options.data, vocab_size).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
     print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 half of them")
@@ -218,15 +219,12 @@ def main(options: Options) -> None:
     if not options.rungs or not set(options.rungs) <= set(range(8)):
         raise UserError(f"--rungs {' '.join(map(str, options.rungs))}: give some of 0 to 7")
     check_json(options.json)
-    n_prompt = len(gpt2_tokenizer().encode_ordinary(options.prompt or ""))
     device = pick_device(options.device)
     seed_everything(options.seed)
     model = open_model(options.model, options.seed).to(device).eval()
-    block_size, vocab_size = model.config.block_size, model.config.vocab_size
+    block_size, tokenizer = model.config.block_size, gpt2_tokenizer(model.config.vocab_size)
+    n_prompt = len(tokenizer.encode_ordinary(options.prompt or ""))
     check_prompt(n_prompt, block_size)
-    if vocab_size < VOCAB_SIZE:
-        raise UserError(f"{options.model} has {vocab_size} ids, GPT-2's tokenizer {VOCAB_SIZE}: "
-                        "give a model with GPT-2's vocabulary")  # fmt: skip
     if options.interactive:
         import readline  # noqa: F401  # editing and history for input()
 

@@ -8,7 +8,7 @@ import torch
 
 from common.kit.cli import UserError
 from common.kit.corpus import read_corpus
-from common.tokenizer import gpt2_tokenizer
+from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 VAL_SHARE = 10  # one token in ten is for validation,
 MAX_VAL = 2**14  # but no more than this: an evaluation must not take long
@@ -23,14 +23,14 @@ class Tokens:
     val: np.ndarray
 
 
-def load_tokens(data: str) -> Tokens:
+def load_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     """The tokens of the text called data: tinyshakespeare, plays, a text file or a folder of them.
 
     Prints which text it is, from where, and how many tokens. Raises UserError for a text that
     can't be read or is too short.
     """
     corpus = read_corpus(data)
-    ids = np.array(gpt2_tokenizer().encode_ordinary(corpus.text), dtype=np.uint16)
+    ids = np.array(gpt2_tokenizer(vocab_size).encode_ordinary(corpus.text), dtype=np.uint16)
     n = val_size(len(ids), data)
     print(f"text: {corpus.name}, {len(ids):,} tokens, the last {n:,} of them for validation")
     print(fill(f"source: {corpus.source}", 79, initial_indent="  ", subsequent_indent="    "))

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 
 from common.kit.cli import UserError
+from common.model import GPT
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -32,6 +33,38 @@ def adamw(
     forms = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
     groups = [dict(group) for group in groups]  # torch writes the form into the dicts it gets
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, **forms[form])
+
+
+class Muon:
+    """Muon (Jordan, 2024) for the matrices of a model's blocks, AdamW for all else: one optimizer.
+
+    A gradient changes a matrix along few of its directions. Muon adds up gradients to a momentum,
+    and brings all singular values of that near 1, by matrix products alone (Newton-Schulz). So each
+    direction is learned at the same rate. The update is then scaled to the size of AdamW's
+    (Moonlight, Liu et al., 2025, section 2.2), so that both take the same learning rate.
+    """
+
+    def __init__(self, adamw: torch.optim.AdamW, model: GPT):
+        group, blocks = adamw.param_groups[0], model.transformer.h.parameters()
+        matrices = [p for p in blocks if p.dim() == 2]
+        inside = set(matrices)
+        group["params"] = [p for p in group["params"] if p not in inside]
+        how = dict(lr=group["lr"], weight_decay=group["weight_decay"], momentum=0.95)
+        muon = torch.optim.Muon(matrices, **how, adjust_lr_fn="match_rms_adamw")
+        self.parts = (muon, adamw)
+        self.state = muon.state = adamw.state  # no parameter is in both
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
 
 
 def learning_rate(step: int, lr: float, warmup_steps: int, steps: int, floor: float = 0.1) -> float:

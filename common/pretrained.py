@@ -4,7 +4,6 @@ The names of the weights are the same. Two things differ: Hugging Face uses Open
 matrices are the transpose of nn.Linear's, and it ties the head to the token embedding on loading.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from common.kit.disk import share, whole_folder
 from common.kit.fields import SIZE, check_fields, read_json
 from common.kit.hub import check_new_folder, first_line, model_folder
 from common.model import GPT, GPTConfig
-from common.tokenizer import VOCAB_SIZE, tokenizer_file
+from common.tokenizer import VOCAB_SIZE, token_ids, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 SIZES = {"n_layer": (1, 2**12), "n_head": SIZE, "n_embd": SIZE, "n_positions": SIZE,
@@ -57,12 +56,13 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     vocab_size = min(c.vocab_size, VOCAB_SIZE)
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:vocab_size].clone()
+    end = vocab_size - 1
     config = GPT2Config(
         vocab_size=vocab_size, n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd,
         n_layer=c.n_layer, n_head=c.n_head,
         resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
         tie_word_embeddings=torch.equal(state["transformer.wte.weight"], state["lm_head.weight"]),
-        eos_token_id=VOCAB_SIZE - 1, bos_token_id=VOCAB_SIZE - 1,
+        eos_token_id=end, bos_token_id=end,
     )  # fmt: skip
     reference = GPT2LMHeadModel(config)
     reference.load_state_dict(_transposed(state))
@@ -87,16 +87,16 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
     `transformers` loads without a network. Raises UserError if the folder is not empty."""
     folder = check_new_folder(folder)
     disable_progress_bar()
-    reference, T, end = as_hugging_face(model), model.config.block_size, VOCAB_SIZE - 1
+    reference, T = as_hugging_face(model), model.config.block_size
+    vocab_size = reference.config.vocab_size
     # Else transformers would generate 256 tokens, also where the block size is less.
-    ends = dict(eos_token_id=end, bos_token_id=end, pad_token_id=end)
+    ends = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), vocab_size - 1)
     reference.generation_config = GenerationConfig(max_length=T, **ends)
     reference.save_pretrained(folder)
-    vocab = json.loads(tokenizer_file("encoder.json"))
     merges = tokenizer_file("vocab.bpe").decode().splitlines()[1:]  # the first names the version
-    pairs = [tuple(merge.split()) for merge in merges]
+    pairs = [tuple(merge.split()) for merge in merges[: vocab_size - 257]]  # 256 bytes, the end
     how = dict(model_max_length=T, clean_up_tokenization_spaces=False)
-    GPT2Tokenizer(vocab, pairs, **how).save_pretrained(folder)
+    GPT2Tokenizer(token_ids(vocab_size), pairs, **how).save_pretrained(folder)
     title = f"GPT-2 with {reference.num_parameters():,} parameters"
     (folder / "README.md").write_text(card(title, facts))
     share(folder)
@@ -125,7 +125,15 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     for field, value in SUPPORTED.items():
         if given[field] != value:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
-    return GPT2Config(**{field: given[field] for field in kinds})
+    size = given["vocab_size"]
+    if size < VOCAB_SIZE:
+        tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
+        check_fields(tokenizer, {"model": {"vocab": dict}}, path)
+        if tokenizer["model"]["vocab"] != token_ids(size):
+            raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
+                            "model with GPT-2's vocabulary")  # fmt: skip
+    ends = {} if size > VOCAB_SIZE else dict(bos_token_id=size - 1, eos_token_id=size - 1)
+    return GPT2Config(**{field: given[field] for field in kinds}, **ends)
 
 
 def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:

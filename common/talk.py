@@ -8,16 +8,18 @@ from itertools import islice
 import torch
 
 from common.decode import Decoder, decode
-from common.tokenizer import gpt2_tokenizer
+from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 
-def text_of(ids: Iterable[int], stop: str | None = None) -> Iterator[str]:
+def text_of(
+    ids: Iterable[int], stop: str | None = None, vocab_size: int = VOCAB_SIZE
+) -> Iterator[str]:
     """Yield the text of the token ids, piece by piece, up to <|endoftext|> or the text `stop`.
 
     A character of several bytes may be spread over tokens: it is held back until it is complete.
     So is what may turn out to be the beginning of `stop`.
     """
-    tokenizer = gpt2_tokenizer()
+    tokenizer = gpt2_tokenizer(vocab_size)
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
     waiting = ""
     for i in ids:
@@ -46,13 +48,15 @@ class Voice:
                  stop: str | None = None):  # fmt: skip
         self.decoder, self.step = decoder, step
         self.max_new_tokens, self.stop = max_new_tokens, stop
+        self.vocab_size = decoder.model.config.vocab_size
 
     def continue_text(self, text: str, seed: int) -> Iterator[str]:
         """Yield how text goes on, piece by piece."""
         device = next(self.decoder.parameters()).device
-        ids = torch.tensor([gpt2_tokenizer().encode_ordinary(text)], device=device)
+        prompt = gpt2_tokenizer(self.vocab_size).encode_ordinary(text)
+        ids = torch.tensor([prompt], device=device)
         new_ids = islice(decode(self.decoder, ids, seed, self.step), self.max_new_tokens)
-        yield from text_of((ids.item() for ids in new_ids), self.stop)
+        yield from text_of((ids.item() for ids in new_ids), self.stop, self.vocab_size)
 
 
 def converse(voice: Voice, seed: int, text: str) -> None:

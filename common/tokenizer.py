@@ -30,12 +30,15 @@ SHA256 = {
 
 
 @functools.cache
-def gpt2_tokenizer() -> tiktoken.Encoding:
+def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
-    Raises UserError if its files are missing and can't be downloaded, or are not OpenAI's.
+    With a smaller vocab_size the list of merges ends earlier, and the last id is <|endoftext|>; a
+    larger one has padding at its end. Raises UserError if GPT-2's files are missing and can't be
+    downloaded, or are not OpenAI's.
     """
-    ids = json.loads(tokenizer_file("encoder.json"))
+    vocab_size = min(vocab_size, VOCAB_SIZE)
+    ids = token_ids(vocab_size)
     end_of_text = ids.pop(END_OF_TEXT)
     # encoder.json writes each byte of a token as one printable character. A printable byte stands
     # for itself, the other 68 are written as the characters from 256 on ("Ġ" is a space).
@@ -47,8 +50,15 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
         pat_str=r50k_pat_str,
         mergeable_ranks={bytes(byte[c] for c in token): rank for token, rank in ids.items()},
         special_tokens={END_OF_TEXT: end_of_text},
-        explicit_n_vocab=VOCAB_SIZE,
+        explicit_n_vocab=vocab_size,
     )
+
+
+def token_ids(vocab_size: int) -> dict[str, int]:
+    """OpenAI's encoder.json, cut to a vocabulary of this size: from tokens to ids."""
+    ids = json.loads(tokenizer_file("encoder.json"))
+    first = {token: i for token, i in ids.items() if i < vocab_size - 1}
+    return first | {END_OF_TEXT: vocab_size - 1}
 
 
 def tokenizer_file(name: str) -> bytes:

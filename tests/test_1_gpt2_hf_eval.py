@@ -157,6 +157,38 @@ def test_every_token_of_an_export_is_ours(exported):
     assert len(theirs("so " * 99, truncation=True)["input_ids"]) == theirs.model_max_length == 64
 
 
+@pytest.fixture(scope="module")
+def small_vocabulary(tmp_path_factory):
+    """A model with the first 383 of GPT-2's tokens and <|endoftext|>, and its export."""
+    torch.manual_seed(0)
+    model, path = GPT(GPTConfig(1, 1, 8, 64, 384)).eval(), tmp_path_factory.mktemp("small") / "out"
+    to_hugging_face(model, path, {})
+    return model, path
+
+
+def test_a_small_vocabulary_is_the_beginning_of_gpt2s(small_vocabulary):
+    text = "Before we proceed any further,  hear me speak.\n\nAll:\n\tSpéak, 12345 don't"
+    small, whole = gpt2_tokenizer(384), gpt2_tokenizer()
+    ids = small.encode_ordinary(text)
+    assert max(ids) < 383 and small.decode(ids) == text
+    assert whole.decode(ids) == text  # the same ids for the same tokens
+    assert small.eot_token == 383 and small.n_vocab == 384
+    pairs = [(" t", 256), (" a", 257), ("he", 258), ("in", 259)]  # GPT-2's first merges
+    assert all(small.encode_ordinary(word) == [i] for word, i in pairs)
+    model, path = small_vocabulary
+    theirs, reference = AutoTokenizer.from_pretrained(path), GPT2LMHeadModel.from_pretrained(path)
+    assert theirs(text)["input_ids"] == ids and theirs("<|endoftext|>")["input_ids"] == [383]
+    logits = reference(torch.tensor([ids])).logits
+    torch.testing.assert_close(logits, model(torch.tensor([ids]))[0], rtol=1e-4, atol=1e-4)
+    assert reference.generation_config.eos_token_id == 383 == reference.config.eos_token_id
+
+
+def test_the_script_reads_an_export_with_a_small_vocabulary(small_vocabulary, call, text_file):
+    options = ("--model", str(small_vocabulary[1]), "--data", str(text_file), "--samples", "1")
+    code, stdout, _ = call(1, *options, "--prompt", "To be", "--eval-tokens", "100")
+    assert code == 0 and "To be" in stdout and "(100 tokens)" in stdout
+
+
 def test_an_export_runs_in_a_plain_pipeline(exported, caplog, recwarn):
     """Without a warning, and not beyond the block size."""
     model, path = exported

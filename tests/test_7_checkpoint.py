@@ -34,9 +34,9 @@ def contents(step: int) -> tuple[dict, dict]:
     tensors = {"model": {}, "optimizer": {}, "random": {"0/cpu": torch.get_rng_state()}}
     for name, parameter in model.named_parameters():
         tensors["model"][name] = torch.full(parameter.shape, float(step))
-        for key in checkpoint.MOMENTS:
-            tensors["optimizer"][f"{name}/{key}"] = torch.full(parameter.shape, float(step))
-        tensors["optimizer"][f"{name}/step"] = torch.tensor(float(step))
+        for key in checkpoint.ADAMW:
+            shape = () if key == "step" else parameter.shape
+            tensors["optimizer"][f"{name}/{key}"] = torch.full(shape, float(step))
     state = {"step": step, "data": {"epoch": 0, "position": step}, "scaler": {}}
     return tensors, {"state": state, "config": {"lr": step}, "model": SIZES}
 

@@ -267,8 +267,12 @@ def test_offline_gpt2_is_random_and_others_are_refused(call, refused, monkeypatc
 
 def test_bad_input(refused, folder, ladder, trained, tmp_path):
     (tmp_path / "nothing").mkdir()
-    small_vocabulary = tmp_path / "small"
-    to_hugging_face(tiny(64, 300, n_layer=1), small_vocabulary, {})
+    foreign = tmp_path / "foreign"
+    to_hugging_face(tiny(64, 300, n_layer=1), foreign, {})
+    tokenizer = json.loads((foreign / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["!"], vocab["?"] = vocab["?"], vocab["!"]
+    (foreign / "tokenizer.json").write_text(json.dumps(tokenizer))
     refused("has no config.json", 9, "--model", "./nothing")
     refused("does not exist", 9, "--model", "./gone")
     model = ("--model", str(folder))
@@ -281,7 +285,10 @@ def test_bad_input(refused, folder, ladder, trained, tmp_path):
     refused("--rungs", 9, *ladder, "--rungs")
     refused("2 new tokens are too few to time", 9, *ladder, "--max-new-tokens", "2")
     refused("--eval-tokens is 1: give 2 or more", 9, *ladder, "--eval-tokens", "1")
-    refused("has 300 ids", 9, "--model", str(small_vocabulary), "--prompt", "a")
+    words = "foreign has 300 ids that are not GPT-2's first ones"
+    refused(words, 9, "--model", "foreign", "--prompt", "a")
+    (foreign / "tokenizer.json").unlink()
+    refused("foreign has no tokenizer.json", 9, "--model", "foreign", "--prompt", "a")
     refused("--json gone/l.json can't be written", 9, *ladder, "--json", "gone/l.json")
     refused("does not exist", 9, *ladder, "--data", "gone.txt")
     run = shutil.copytree(trained, tmp_path / "run")

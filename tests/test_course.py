@@ -25,6 +25,7 @@ ROOMS = {
     "search": {"kit", "", "run", "search"},
     "shards": {"kit", "shards"},
     "report": {"kit", "", "report"},
+    "speedrun": {"kit", "", "speedrun"},
 }
 SHARED_WITH_SHARDS = {"common.tokenizer", "common.run.tokenfiles"}
 # Stage → the lines of train that it may remove, and may add.
@@ -157,8 +158,8 @@ def test_options_have_one_name_everywhere():
         1: {"prompt", "samples", "max_new_tokens", "temperature", "top_k", "eval_tokens", "export",
             "stride", "hellaswag", "hellaswag_file", "hellaswag_limit"},
         5: {"rungs", "eval_tokens", "json"},
-        6: train | {"betas", "adamw"},
-        7: train | {"recipe", "init_from", "stop_at", "dropout", "eval_every", "eval_tokens",
+        6: train | {"betas", "adamw", "optimizer", "vocab_size"},
+        7: train | {"optimizer", "vocab_size", "recipe", "init_from", "stop_at", "dropout", "eval_every", "eval_tokens",
             "eval_hellaswag", "hellaswag_file", "hellaswag_limit", "checkpoint_every", "keep",
             "resume", "restart", "shard"},
         8: {"phases", "sampler", "n_embd", "n_layer", "n_head", "eval_tokens"},

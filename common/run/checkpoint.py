@@ -2,7 +2,7 @@
 
     checkpoints/step_00000500/
         model.safetensors      the weights
-        optimizer.safetensors  AdamW's two moments and its count of steps, for each weight
+        optimizer.safetensors  AdamW's moments and count of steps, Muon's momentum, by weight
         random.safetensors     the state of every rank's random generators
         state.json             step, position in the data, gradient scaler
         config.json            the options; model.json: the model's sizes
@@ -33,7 +33,7 @@ from common.run.ranks import Ranks
 
 TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMW, MUON = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)  # for each weight
 # What the texts hold, in every checkpoint.
 FIELDS = {
     "state": {"step": COUNT, "data": {"epoch": COUNT, "position": COUNT}, "scaler": dict},
@@ -46,8 +46,8 @@ NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # nothing is known of a fil
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
-    """The TENSORS of a checkpoint, unsharded, on the CPU of rank 0; None on the others. Called on
-    all ranks. On a CPU they are not copies: write them before the next step."""
+    """The TENSORS of a checkpoint, unsharded, on the CPU of rank 0 (there no copies); None on the
+    others. Called on all ranks."""
     tensors = {name: {} for name in TENSORS}
     for name, parameter in model.named_parameters():
         tensors["model"][name] = ranks.full(parameter)
@@ -67,13 +67,14 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     then no generator is restored."""
     opened = [safe_open(path / f"{name}.safetensors", "pt") if path else None for name in TENSORS]
     weights, moments, random = opened
+    saved = ranks.from_main(lambda: set(moments.keys()))
     for name, parameter in model.named_parameters():
         ranks.fill(parameter, weights and weights.get_tensor(name))
         state = optimizer.state[parameter]
-        state["step"] = torch.zeros((), device=parameter.device)
-        state |= {key: torch.zeros_like(parameter) for key in MOMENTS}
-        for key, tensor in state.items():
-            ranks.fill(tensor, moments and moments.get_tensor(f"{name}/{key}"))
+        for key in (key for key in (*ADAMW, *MUON) if f"{name}/{key}" in saved):
+            count = torch.zeros((), device=parameter.device)
+            state[key] = count if key == "step" else torch.zeros_like(parameter)
+            ranks.fill(state[key], moments and moments.get_tensor(f"{name}/{key}"))
     states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
     kind, mine = ranks.device.type, f"{ranks.rank}/"
     if any(f"{r}/{k}" not in states for r in range(ranks.world_size) for k in ("cpu", kind)):
@@ -85,8 +86,7 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
 
 
 def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> Path:
-    """Collect and write a checkpoint of the run in `folder`, at texts["state"]["step"]. Returns its
-    path."""
+    """Collect and write a checkpoint of the run in `folder`. Returns its path."""
     tensors = collect(model, optimizer, ranks)
     texts["model"] = {name: asdict(model.config)[name] for name in FIELDS["model"]}
     place = (folder / "checkpoints", texts["state"]["step"])
@@ -120,8 +120,7 @@ def newest(folder: Path) -> Path | None:
     checkpoint. Raises UserError if all are damaged."""
     paths = _checkpoints(folder)
     for path in reversed(paths):
-        reason = why_damaged(path)
-        if reason is None:
+        if (reason := why_damaged(path)) is None:
             return path
         print(f"{path} is damaged, skipped: {reason}")
     if paths:
@@ -165,8 +164,11 @@ def read(path: Path) -> dict[str, dict]:
     with torch.device("meta"):  # without memory, which such sizes might not fit
         parameters = tie_weights(GPT(GPTConfig(**texts["model"]))).named_parameters()
     shapes = {name: list(parameter.shape) for name, parameter in parameters}
-    moments = {f"{name}/{key}": shape for name, shape in shapes.items() for key in MOMENTS}
-    moments |= {f"{name}/step": [] for name in shapes}
+    moments = {}
+    for name, shape in shapes.items():
+        is_matrix = name.startswith("transformer.h.") and len(shape) == 2
+        keys = MUON if is_matrix and texts["config"].get("optimizer") == "muon" else ADAMW
+        moments |= {f"{name}/{key}": [] if key == "step" else shape for key in keys}
     try:
         for file, expected in (("model", shapes), ("optimizer", moments)):
             with safe_open(path / f"{file}.safetensors", "pt") as opened:

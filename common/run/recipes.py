@@ -13,6 +13,7 @@ from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
 from common.speed import best_setting
+from common.tokenizer import VOCAB_SIZE
 
 
 def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict:
@@ -39,14 +40,16 @@ RECIPES = {
 }
 # What a recipe leaves open.
 DEFAULTS = {
-    "data": "tinyshakespeare", "dropout": 0.0, "weight_decay": 0.1, "clip": 1.0, "seed": 1337,
+    "data": "tinyshakespeare", "vocab_size": VOCAB_SIZE, "dropout": 0.0, "weight_decay": 0.1,
+    "clip": 1.0, "optimizer": "adamw", "seed": 1337,
     "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
     "dtype": "auto", "attention": "auto", "compile": "auto",
 }  # fmt: skip
-FINE_TUNING = {"model": None, "lr": 3e-5}  # in place of a recipe's
+# In place of a recipe's.
+FINE_TUNING = {"model": None, "lr": 3e-5, "vocab_size": VOCAB_SIZE, "optimizer": "adamw"}
 # With another value of these, a resumed run would be another run.
-UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "total_batch_tokens", "dropout",
-                "seed")  # fmt: skip
+UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
+                "total_batch_tokens", "dropout", "seed")  # fmt: skip
 # What belongs to the command and is not saved with the run.
 OF_THE_COMMAND = (
     "stop_at", "out", "resume", "restart", "track", "shard", "device", "eval_hellaswag",

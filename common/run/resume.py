@@ -104,9 +104,9 @@ class Run:
         if self.saved and "model" in self.saved:
             return tie_weights(GPT(GPTConfig(**self.saved["model"], **how)))
         if options.init_from:
-            return pad_vocab(_pretrained(options.init_from, options.block_size, how))
+            return pad_vocab(_pretrained(options, how))
         T = options.block_size
-        config = preset(options.model, T, block_size=T, **how)
+        config = preset(options.model, T, block_size=T, vocab_size=options.vocab_size, **how)
         return pad_vocab(init_weights(tie_weights(GPT(config)), options.seed))
 
     def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
@@ -143,10 +143,8 @@ class Run:
 
     def save(self, step: int, model: GPT, optimizer, scaler, batches: Prefetcher, options) -> None:
         """Write a checkpoint after so many steps."""
-        state = {
-            "step": step, "skipped": self.skipped, "in_a_row": self.in_a_row, "text": self.text,
-            "data": batches.state(), "scaler": scaler.state_dict(),
-        }  # fmt: skip
+        state = {name: getattr(self, name) for name in OF_THE_RUN} | {
+            "step": step, "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
         texts = {"state": state, "config": run_config(options)}
         path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
         print(f"saved: {path}")
@@ -165,15 +163,17 @@ class Run:
         export(model, self.folder, facts(self.folder, *told))
 
 
-def _pretrained(name: str, T: int, how: dict) -> GPT:
+def _pretrained(options, how: dict) -> GPT:
     """A tied GPT with the weights of a Hub name or a folder. Raises UserError."""
     from common.pretrained import from_hugging_face  # as above
 
+    name, T = options.init_from, options.block_size
     pretrained = from_hugging_face(name)
+    if (found := pretrained.config.vocab_size) != options.vocab_size:
+        raise UserError(f"{name} has {found} tokens: give --vocab-size {found}")
     if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
         raise UserError(f"{name} has an untied head: give a tied GPT-2")
-    if T > pretrained.config.block_size:
-        limit = pretrained.config.block_size
+    if T > (limit := pretrained.config.block_size):
         raise UserError(f"--block-size {T} is more than the {limit} of {name}")
     model = tie_weights(GPT(replace(pretrained.config, **how)))
     model.load_state_dict(pretrained.state_dict())

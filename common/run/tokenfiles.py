@@ -121,12 +121,13 @@ def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
             raise UserError(f"{folder} lacks {min(missing)}, which its meta.json names")
 
 
-def open_tokens(data: str) -> Tokens:
+def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     """The tokens of a file with one of the ENDINGS, of a folder of them (see above), or of whatever
     load_tokens takes.
 
     Files with "val" in their names are for validation; without such files, the end of the ids is.
-    Prints what was found. Raises UserError for files that don't hold GPT-2's ids or hold too few.
+    Prints what was found. Raises UserError for files that don't hold GPT-2's ids or hold too few,
+    and for a smaller vocabulary than theirs.
     """
     path = Path(data).expanduser()
     found = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
@@ -134,7 +135,10 @@ def open_tokens(data: str) -> Tokens:
         raise UserError(f"{data} is not complete: the command that made it resumes")
     files = {p: map_ids(p) for p in found if p.suffix in ENDINGS}
     if not files:
-        return load_tokens(data)
+        return load_tokens(data, vocab_size)
+    if vocab_size < VOCAB_SIZE:
+        raise UserError(f"{data} has ids of all {VOCAB_SIZE} tokens, more than {vocab_size}: give "
+                        f"--vocab-size {VOCAB_SIZE}, or text as --data")  # fmt: skip
     if path.is_dir():
         _check_folder(path, files)
     parts = {True: [], False: []}
