@@ -37,7 +37,9 @@ from common.optim import learning_rate
 from common.run import resume
 from common.run.log import LongRunLog
 from common.run.ranks import Ranks
-from common.speed import pad_vocab
+from common.run.recipes import RECIPES
+
+VOCAB = RECIPES["laptop"]["vocab_size"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +71,7 @@ def short(monkeypatch):
 
 def tiny_model() -> GPT:
     """The model that TINY describes, as a run begins with it."""
-    return pad_vocab(init_weights(tie_weights(GPT(GPTConfig(1, 1, 16, 8))), 1337))
+    return init_weights(tie_weights(GPT(GPTConfig(1, 1, 16, 8, VOCAB))), 1337)
 
 
 def test_fine_tuning_starts_where_the_export_ended(call, refused, text_file, monkeypatch):
@@ -77,6 +79,8 @@ def test_fine_tuning_starts_where_the_export_ended(call, refused, text_file, mon
     data = ("--data", str(text_file))
     assert call(7, *TINY, *data, "--steps", "8", "--out", "one")[0] == 0
     tuning = (*TINY[2:], *data, "--init-from", "one/hf", "--out", "two")
+    refused(f"one/hf has {VOCAB} tokens: give --vocab-size {VOCAB}", 7, *tuning)
+    tuning += ("--vocab-size", str(VOCAB))
     refused("--block-size 16 is more than the 8 of one/hf", 7, *tuning, "--block-size", "16")
     code, _, stderr = call(7, *tuning, "--steps", "2")
     assert code == 0, stderr
@@ -89,7 +93,8 @@ def test_fine_tuning_starts_where_the_export_ended(call, refused, text_file, mon
 # The step
 
 
-CLIPPED = ("--steps", "3", "--warmup-steps", "2", "--clip", "0.5", "--weight-decay", "0.3")
+CLIPPED = ("--steps", "3", "--warmup-steps", "2", "--clip", "0.5", "--weight-decay", "0.3",
+           "--optimizer", "adamw")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,7 @@ def test_three_steps_by_hand(three_steps, text_file):
     )
     groups = [{"params": decay, "weight_decay": 0.3}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
-    batches = Batches(load_tokens(str(text_file)).train, 2, 8, seed=1337)
+    batches = Batches(load_tokens(str(text_file), VOCAB).train, 2, 8, seed=1337)
     for lr in (0.5e-2, 1e-2, 1e-2):  # the cosine begins at its top
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -123,7 +128,7 @@ def test_three_steps_by_hand(three_steps, text_file):
 def test_the_logged_loss_and_norm_are_those_of_the_whole_batch(three_steps, text_file):
     """Step 0: four windows in two micro-batches. The norm is the one before clipping."""
     model = tiny_model()
-    loss = model(*next(Batches(load_tokens(str(text_file)).train, 4, 8, seed=1337)))[1]
+    loss = model(*next(Batches(load_tokens(str(text_file), VOCAB).train, 4, 8, seed=1337)))[1]
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
     step, logged_loss, _, logged_norm, *_ = logged(three_steps)[1]
@@ -325,9 +330,9 @@ def test_a_run_as_a_user_makes_it(call, users_run, text_file):
     code, _, stderr = call(1, "--model", str(folder / "hf"), "--data", str(text_file),
                            "--samples", "1")  # fmt: skip
     assert code == 0, stderr
-    ids = torch.from_numpy(load_tokens(str(text_file)).val.astype("int64"))
+    ids = torch.from_numpy(load_tokens(str(text_file), VOCAB).val.astype("int64"))
     reference = GPT2LMHeadModel.from_pretrained(folder / "hf")
-    assert reference.config.vocab_size == 50257
+    assert reference.config.vocab_size == VOCAB
     with torch.no_grad():
         found = [
             reference(ids[None, i : i + 33][:, :-1]).logits[0].log_softmax(-1)

@@ -17,6 +17,7 @@ from common.kit.disk import save_figure, write_text
 from common.search.importance import importances, plot_importances
 from common.search.phases import model_name
 from common.search.study import Search, number_of
+from common.tokenizer import VOCAB_SIZE
 
 WARMUP_STEPS = 10  # of a trial, and of a run with best.toml
 
@@ -113,6 +114,9 @@ total_batch_tokens = {p["batch_size"] * p["block_size"]}
 steps = {steps}
 warmup_steps = {min(WARMUP_STEPS, steps)}
 seed = {seed}
+vocab_size = {VOCAB_SIZE}
+optimizer = "adamw"
+weight_decay = 0.1
 """
     write_text(path, text)
 
