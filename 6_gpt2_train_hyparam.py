@@ -1,10 +1,10 @@
 """Stage 6: GPT-3's hyper-parameters, on everything before.
 
-New here: common/optim.py (what decays, AdamW, the learning rate of a step). Five things are new in
-`train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up and
-decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice, only
-matrices decay, AdamW is fused into one pass over memory, and a batch larger than memory is
-accumulated from micro-batches.
+New here: common/optim.py (what decays, AdamW, the learning rate of a step; Muon). Five things are
+new in `train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up
+and decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice,
+only matrices decay, AdamW is fused into one pass over memory, and a batch larger than memory is
+accumulated from micro-batches. Muon, of 2024, is there to try.
 
     python 6_gpt2_train_hyparam.py     # a small GPT, under 5 minutes on two CPU cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
@@ -48,7 +48,7 @@ class Options:
     # model
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     block_size: int = 128  # T: put so many tokens in a row
-    vocab_size: int = 50257  # know so many of GPT-2's tokens: all, or fewer for a small text
+    vocab_size: int = 50257  # know the first so many of GPT-2's tokens: all, or a multiple of 128
     # data
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
@@ -56,6 +56,7 @@ class Options:
     # optimization
     steps: int = 250  # train for so many; the learning rate falls over all of them
     lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; for small models try 2e-3
+    lr_floor: float = 0.1  # let it end at this share of --lr
     warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
@@ -82,7 +83,7 @@ def train(
     # new: biases and LayerNorms do not decay, and AdamW makes one pass over memory
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas, options.adamw)
-    # new, and newer than GPT-3: Muon learns as much in fewer steps
+    # new, and not in GPT-3's paper: Muon learns as much in fewer steps
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
@@ -91,7 +92,7 @@ def train(
     for step in range(options.steps):
         start = time.perf_counter()
         # new: warm up while AdamW's running averages are unreliable, then decay
-        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
+        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)  # on the device: no wait in each micro-batch
         for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
@@ -129,7 +130,8 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
     print(f"{'AdamW':<15}{'micro-batches':>13}{'ms/step':>9}{'spread':>8}{'tokens/s':>10}")
     for form, n in [("for-loop", 1), ("foreach", 1), ("fused", 1), ("fused", 4)]:
         tokens = n * options.batch_size * options.block_size
-        short = replace(options, adamw=form, total_batch_tokens=tokens, steps=WARMUP_STEPS + 5)
+        plan = dict(total_batch_tokens=tokens, steps=WARMUP_STEPS + 5)
+        short = replace(options, optimizer="adamw", adamw=form, **plan)
         rung = Rung(form)
         train(model, batches, val[:2], rung, short, setting)
         print(f"  {form:<13}{n:>13}{rung.median_ms:>9.1f}{f'±{spread(rung.timed):.0%}':>8}"

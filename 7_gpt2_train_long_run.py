@@ -61,7 +61,7 @@ class Options:
     # model, by default from the recipe
     model: str | None = None  # train this preset, or one like 4x2x128
     block_size: int | None = None  # T: put so many tokens in a row
-    vocab_size: int | None = None  # know so many of GPT-2's tokens: all 50257, or fewer
+    vocab_size: int | None = None  # know the first so many of GPT-2's 50257 tokens
     dropout: float | None = None  # drop this share of the activations
     # data, by default from the recipe
     data: str | None = None  # tinyshakespeare, plays, a text, shards, a folder
@@ -70,6 +70,7 @@ class Options:
     # optimization, by default from the recipe
     steps: int | None = None  # let the learning rate fall over so many steps
     lr: float | None = None  # let the learning rate rise to this
+    lr_floor: float | None = None  # let it end at this share of --lr
     warmup_steps: int | None = None  # let it rise over so many first
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
@@ -112,7 +113,7 @@ def train(
         if step % options.eval_every == 0:  # new: a long run is watched
             report(step, model, val, log, options, setting, run)
         start = time.perf_counter()
-        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps)
+        lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
@@ -176,8 +177,8 @@ def main(options: Options) -> None:
         chosen = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
         print(fill(f"options: {chosen}", 79, subsequent_indent="  "))
         if options.shard and options.optimizer == "muon":
-            raise UserError("Muon needs whole matrices, of which --shard leaves each rank a part: "
-                            "give --optimizer adamw")  # fmt: skip
+            raise UserError("--shard splits each matrix over the ranks, and Muon needs it whole: "
+                            "leave --shard out, or start a run with --optimizer adamw")  # fmt: skip
         B, T, device = options.batch_size, options.block_size, ranks.device
         last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
         if first > last:

@@ -91,8 +91,12 @@ class Batches:
     def _window(self, i: int) -> np.ndarray:
         """The i-th window from the start of this epoch, (T + 1,); i may reach into the next."""
         ahead, i = divmod(i, self.n_windows)
-        start = self._order(self.epoch + ahead)[i] * self.T
+        start = self._start(self.epoch + ahead, self._order(self.epoch + ahead)[i])
         return self.tokens[start : start + self.T + 1]
+
+    def _start(self, epoch: int, window: int) -> int:
+        """The first token of a window, in the order of the text."""
+        return window * self.T
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:

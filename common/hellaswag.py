@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.kit.cli import UserError
 from common.kit.download import DATA_DIR, check, download, reason
+from common.model import GPTConfig
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -86,7 +87,7 @@ def hellaswag(model, questions: list[dict], wording: Callable, batch_size: int =
     """Ask model the questions, batch_size at a time. Each is four rows, one for each ending."""
     was_training = model.training
     model.eval()
-    batches = question_batches(questions, wording, model.config.block_size, batch_size)
+    batches = question_batches(questions, wording, model.config, batch_size)
     counts = [count_right(model, batch) for batch in tqdm(batches, leave=False, disable=None)]
     model.train(was_training)
     return score(counts, len(questions))
@@ -101,9 +102,12 @@ class Row:
     n_characters: int
 
 
-def question_batches(questions, wording: Callable, block_size: int, batch_size: int) -> list[list]:
-    """Batches of (four Rows, label), shortest first. Texts beyond block_size lose their start."""
-    encode = gpt2_tokenizer().encode_ordinary
+def question_batches(
+    questions, wording: Callable, config: GPTConfig, batch_size: int
+) -> list[list]:
+    """Batches of (four Rows, label), shortest first, for a model of these sizes. Texts beyond its
+    block size lose their start."""
+    encode = gpt2_tokenizer(config.vocab_size).encode_ordinary
     asked = []
     for question in questions:
         context, endings = wording(question)
@@ -111,7 +115,7 @@ def question_batches(questions, wording: Callable, block_size: int, batch_size: 
         rows = []
         for ending in endings:
             ids = encode(f"{context} {ending}")
-            rows.append(Row(ids[-block_size - 1 :], len(ids) - n_context, len(ending)))
+            rows.append(Row(ids[-config.block_size - 1 :], len(ids) - n_context, len(ending)))
         asked.append((rows, question["label"]))
     asked.sort(key=lambda rows_label: len(rows_label[0][0].ids))
     return [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]

@@ -127,9 +127,10 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
     size = given["vocab_size"]
     if size < VOCAB_SIZE:
-        tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
-        check_fields(tokenizer, {"model": {"vocab": dict}}, path)
-        if tokenizer["model"]["vocab"] != token_ids(size):
+        path = model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json"
+        tokenizer = read_json(path)
+        check_fields(tokenizer, {"model": dict}, path)
+        if tokenizer["model"].get("vocab") != token_ids(size):
             raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
                             "model with GPT-2's vocabulary")  # fmt: skip
     ends = {} if size > VOCAB_SIZE else dict(bos_token_id=size - 1, eos_token_id=size - 1)

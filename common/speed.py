@@ -167,7 +167,7 @@ def loss_function(model: nn.Module, compile: bool) -> Callable:
 
 
 def setting_of(dtype: str, attention: str, compile: str) -> Setting:
-    """The Setting with these names, on a vocabulary padded to 50304."""
+    """The Setting with these names, on a vocabulary padded to a multiple of 128."""
     function = {"formula": causal_attention, "flash": flash_attention}[attention]
     autocast_to = None if dtype == "float32" else getattr(torch, dtype)
     return Setting(False, autocast_to, function, 128, compile == "yes")

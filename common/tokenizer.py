@@ -29,7 +29,6 @@ SHA256 = {
 }
 
 
-@functools.cache
 def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
@@ -37,7 +36,11 @@ def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     larger one has padding at its end. Raises UserError if GPT-2's files are missing and can't be
     downloaded, or are not OpenAI's.
     """
-    vocab_size = min(vocab_size, VOCAB_SIZE)
+    return _tokenizer(min(vocab_size, VOCAB_SIZE))
+
+
+@functools.cache
+def _tokenizer(vocab_size: int) -> tiktoken.Encoding:
     ids = token_ids(vocab_size)
     end_of_text = ids.pop(END_OF_TEXT)
     # encoder.json writes each byte of a token as one printable character. A printable byte stands
@@ -55,7 +58,8 @@ def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
 
 
 def token_ids(vocab_size: int) -> dict[str, int]:
-    """OpenAI's encoder.json, cut to a vocabulary of this size: from tokens to ids."""
+    """OpenAI's encoder.json, cut to a vocabulary of this size, of 257 or more: from tokens to
+    ids."""
     ids = json.loads(tokenizer_file("encoder.json"))
     first = {token: i for token, i in ids.items() if i < vocab_size - 1}
     return first | {END_OF_TEXT: vocab_size - 1}

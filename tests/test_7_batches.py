@@ -1,7 +1,6 @@
 """Stage 7: batches shared between ranks, resumable, and read ahead."""
 
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -21,8 +20,15 @@ def test_ranks_are_disjoint_and_together_one_order(world_size):
     tokens, B = np.arange(1001), 12 // world_size
     ranks = [RankBatches(tokens, B, 10, 5, rank, world_size) for rank in range(world_size)]
     together = [row for _ in range(25) for rank in ranks for row in starts(rank, 1)]
-    assert together == starts(Batches(tokens, 12, 10, 5), 25)  # three epochs, crossing their ends
-    assert set(Counter(together).values()) == {3}
+    one, two, three = (together[i : i + 100] for i in (0, 100, 200))  # batches cross their ends
+    assert one == starts(Batches(tokens, 12, 10, 5), 9)[:100]
+    shifts = []
+    for epoch in (one, two, three):  # of 100 windows of 10, each once; the last may be cut off
+        begins = sorted(epoch)[:-1]
+        shifts.append(begins[0])
+        assert begins == [begins[0] + 10 * i for i in range(99)]
+        assert max(epoch) == min(begins[-1] + 10, 990)
+    assert shifts[0] == 0 and len(set(shifts)) == 3 and max(shifts) < 10
 
 
 def test_ranks_ask_for_enough_text_for_all_of_them():

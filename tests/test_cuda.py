@@ -85,6 +85,7 @@ def test_a_resumed_run_is_near_one_that_was_not_stopped(ran, options, compile):
 def test_one_rank_is_one_process(ran, options, more):
     """Over NCCL."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
+    options = (*options, "--optimizer", "adamw" if more else "muon")
     ran(7, *options, "--out", "one")
     assert "ranks: 1, nccl" in ran(7, *options, *more, "--out", "two", launcher=torchrun)
     assert_near("two", "one")

@@ -71,7 +71,7 @@ def test_ctrl_c_ends_the_part_and_leaves_no_file(scripts, monkeypatch):
 
 
 @pytest.mark.parametrize("gib, rows, tokens", [(79, (32, 64), 2**19), (15, (4, 8), 2**17),
-                                               (None, (4, 8), 2**10)])  # fmt: skip
+                                               (None, (4, 8), 2**11)])  # fmt: skip
 def test_the_scripts_take_the_options(monkeypatch, gib, rows, tokens):
     """In sizes for an H100, a T4 and a CPU."""
     properties = SimpleNamespace(total_memory=(gib or 0) * 2**30)

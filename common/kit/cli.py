@@ -89,11 +89,12 @@ LIMITS = {
     "0 or more": (lambda value: 0 <= value < math.inf, "weight_decay warmup_steps temperature"),
     "more than 0": (lambda value: 0 < value < math.inf, "lr"),
     "more than 0, or inf": (lambda value: value > 0, "clip"),
+    "0 to 1": (lambda value: 0 <= value <= 1, "lr_floor"),
     "0 or more, less than 1": (lambda value: 0 <= value < 1, "dropout"),
     "more than 0, less than 1": (lambda value: 0 < value < 1, "val_fraction"),
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
-    "all 50257, or fewer by steps of 128":  # GPT-2's, padded to nothing
-        (lambda n: n == 50257 or (0 < n < 50257 and n % 128 == 0 and n > 256), "vocab_size"),
+    "50257, or a multiple of 128 from 384 to 50176":
+        (lambda n: n == 50257 or 256 < n < 50257 and n % 128 == 0, "vocab_size"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
     "no, or install that package first":
         (lambda value: value == "no" or getattr(find_spec(value), "origin", None), "track"),

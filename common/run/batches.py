@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from common.data import Batches
@@ -10,7 +11,8 @@ from common.data import Batches
 
 class RankBatches(Batches):
     """One rank's part of a stream of batches. At each step all ranks together take world_size · B
-    windows of one stream; rank r takes the r-th B of them."""
+    windows of one stream; rank r takes the r-th B of them. From the second epoch on, the text is
+    cut into windows at other tokens: a model that sees it often overfits later."""
 
     def __init__(self, tokens, batch_size, block_size, seed=0, rank=0, world_size=1):
         super().__init__(tokens, batch_size, block_size, seed)
@@ -21,6 +23,10 @@ class RankBatches(Batches):
         batch = self.batch_at(self.position + self.rank * self.B)
         self.advance(self.world_size * self.B)
         return batch
+
+    def _start(self, epoch: int, window: int) -> int:
+        shift = np.random.default_rng((self.seed, epoch, 1)).integers(self.T) if epoch else 0
+        return min(window * self.T + shift, len(self.tokens) - 1 - self.T)
 
     def state(self) -> dict[str, int]:
         """The position in the stream, the same on every rank."""

@@ -8,7 +8,7 @@
         config.json            the options; model.json: the model's sizes
         manifest.json          the SHA-256 of each of these
 
-It is written under a temporary name, flushed, and renamed, which is atomic: a kill or a full disk
+All is written under a temporary name, flushed, and renamed, which is atomic: a kill or a full disk
 leaves the one before as it was. Nothing is pickled.
 """
 
@@ -46,8 +46,8 @@ NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # nothing is known of a fil
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
-    """The TENSORS of a checkpoint, unsharded, on the CPU of rank 0 (there no copies); None on the
-    others. Called on all ranks."""
+    """The TENSORS, unsharded, on rank 0's CPU, where some are no copies: write them before the next
+    step. None on the other ranks. Called on all."""
     tensors = {name: {} for name in TENSORS}
     for name, parameter in model.named_parameters():
         tensors["model"][name] = ranks.full(parameter)
@@ -163,7 +163,7 @@ def read(path: Path) -> dict[str, dict]:
     with torch.device("meta"):  # without memory, which such sizes might not fit
         parameters = tie_weights(GPT(GPTConfig(**texts["model"]))).named_parameters()
     shapes = {name: list(parameter.shape) for name, parameter in parameters}
-    moments, all_skipped = {}, texts["state"].get("skipped") == texts["state"]["step"]  # in fp16
+    moments, all_skipped = {}, texts["state"].get("skipped") == texts["state"]["step"]
     for name, shape in shapes.items():
         is_matrix = name.startswith("transformer.h.") and len(shape) == 2
         keys = MUON if is_matrix and texts["config"].get("optimizer") == "muon" else ADAMW
@@ -173,6 +173,7 @@ def read(path: Path) -> dict[str, dict]:
             with safe_open(path / f"{file}.safetensors", "pt") as opened:
                 parts = {key: opened.get_slice(key) for key in opened.keys()}
             found = {k: [*part.get_shape(), part.get_dtype()] for k, part in parts.items()}
+            # If fp16 overflowed at every step, the optimizer has no state yet.
             empty = all_skipped and file == "optimizer" and not found
             for key in () if empty else sorted(expected.keys() | found.keys()):
                 if key not in expected or found.get(key) != [*expected[key], "F32"]:

@@ -35,6 +35,6 @@ def hellaswag_on_ranks(
     model, questions, wording: Callable, batch_size: int, ranks: Ranks
 ) -> HellaSwag:
     """As common.hellaswag.hellaswag, on all ranks together."""
-    batches = question_batches(questions, wording, model.config.block_size, batch_size)
+    batches = question_batches(questions, wording, model.config, batch_size)
     counts = in_turns(model, batches, lambda batch: count_right(model, batch), ranks)
     return score(sum(ranks.gather(counts), []), len(questions))

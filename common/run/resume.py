@@ -21,10 +21,11 @@ from common.run.export import facts
 from common.run.ranks import Ranks
 from common.run.recipes import run_config, saved_config
 from common.speed import Setting, pad_vocab
+from common.tokenizer import VOCAB_SIZE
 
-BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and AdamW's two moments
+BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and at most two moments
 MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
-# What --restart deletes. It replaces config.json last: by that a folder is known to hold a run.
+# What --restart deletes; config.json, by which a folder is known to hold a run, it replaces last.
 FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
 OF_THE_RUN = {"skipped": COUNT, "in_a_row": COUNT, "text": str}  # in state.json
 
@@ -169,7 +170,7 @@ def _pretrained(options, how: dict) -> GPT:
 
     name, T = options.init_from, options.block_size
     pretrained = from_hugging_face(name)
-    if (found := pretrained.config.vocab_size) != options.vocab_size:
+    if (found := min(pretrained.config.vocab_size, VOCAB_SIZE)) != options.vocab_size:
         raise UserError(f"{name} has {found} tokens: give --vocab-size {found}")
     if not torch.equal(pretrained.lm_head.weight, pretrained.transformer.wte.weight):
         raise UserError(f"{name} has an untied head: give a tied GPT-2")
