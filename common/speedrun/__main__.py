@@ -5,43 +5,43 @@
     python -m common.speedrun --text nanogpt  # to compare with nanoGPT's README
 
 Text and split are fixed. Five minutes of wall time hold everything: imports, tokens, compilation,
-training by stage 6's `train`, validation, export. How many steps fit is measured first. You will
-see every 50th step, and the bits per byte of a play that the model never saw. Machines compare
-better by work: training time × the FLOP/s of the fastest matrix product.
+training by stage 6's loop, validation, export. The learning rate falls with the time that is left.
+You will see every 50th step, and the bits per byte of a play that the model never saw. Machines
+compare better by work: training time × the FLOP/s of the fastest matrix product.
 """
 
 import hashlib
 import importlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from common.evals import evaluate
-from common.kit.cli import UserError
+from common.kit.cli import UserError, run
 from common.kit.corpus import TINY_SHAKESPEARE_PLAYS, read_corpus, render_plays
 from common.kit.device import describe, pick_device, seed_everything
 from common.kit.disk import run_folder, write_json
 from common.kit.measure import matmul_peak
 from common.kit.runlog import RunLog
-from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
+from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.pretrained import export
 from common.run.batches import RankBatches
-from common.speed import autocast, best_setting, build
+from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 SECONDS = 300.0
 WORK = 2.3e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
-RESERVE = 14.0  # seconds for validation and export; and
-MARGIN = 0.03  # of the training time, for a machine that slows down
+RESERVE = 15.0  # seconds for validation and export
+WARMUP, END = 200, 10_000  # of the training time, cut into END parts, as steps of the schedule
 # Stage 6's options, where they differ from its defaults: the last row of docs/records.md.
 RECIPE = {
     "model": "4x4x256", "vocab_size": 1024, "block_size": 128, "batch_size": 16,
-    "total_batch_tokens": 2048, "lr": 1e-2, "lr_floor": 0.0, "warmup_steps": 50,
-    "weight_decay": 1.2, "optimizer": "muon",
+    "total_batch_tokens": 2048, "lr": 1e-2, "lr_floor": 0.0, "weight_decay": 1.2,
+    "optimizer": "muon",
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ class SparseLog(RunLog):
     """Prints every 50th step. All are written."""
 
     def row(self, step: int, **values) -> None:
-        if step % 50 == 0 or step == self.steps - 1:
+        if step % 50 == 0:
             super().row(step, **values)
         else:
             self.write({"step": step} | values)
@@ -81,13 +81,34 @@ def ids_of(text: str, title: str) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def ms_per_step(stage, model: GPT, batches, val, options, setting) -> float:
-    """By a trial, which also compiles. The weights are afterwards as before."""
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    trial, short = Rung("trial"), replace(options, steps=WARMUP_STEPS + 20)
-    stage.train(model, batches, val[:2], trial, short, setting)
-    model.load_state_dict(weights)
-    return sum(trial.timed) / len(trial.timed)
+def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: float) -> int:
+    """Stage 6's loop, but for so many seconds: the learning rate follows the time. Returns the
+    steps taken."""
+    device, step = next(model.parameters()).device, 0
+    groups = parameter_groups(model, plan.weight_decay)
+    optimizer = adamw(groups, plan.lr, plan.betas)
+    optimizer = Muon(optimizer, model) if plan.optimizer == "muon" else optimizer
+    loss_of = loss_function(model, setting.compile)
+    scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    begin = time.perf_counter()
+    while (share := (time.perf_counter() - begin) / seconds) < 1:
+        start = time.perf_counter()
+        lr = learning_rate(share * END, plan.lr, WARMUP, END, plan.lr_floor)
+        set_lr(optimizer, lr)
+        x, y = (ids.to(device) for ids in next(batches))
+        with autocast(device, setting.dtype):
+            loss = loss_of(x, y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        loss, norm = loss.item(), norm.item()
+        ms = (time.perf_counter() - start) * 1000
+        log.row(step, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=x.numel() / ms * 1000)
+        step += 1
+    return step
 
 
 def main(options: Options) -> None:
@@ -98,43 +119,47 @@ def main(options: Options) -> None:
     folder = run_folder(options.out)
     text, val_text = split_text(options.text)
     tokens, val = ids_of(text, "training text"), ids_of(val_text, "validation text")
-    plan = stage.Options(**RECIPE, seed=options.seed, out=options.out, device=options.device)
+    plan = stage.Options(**RECIPE)
     B, T = plan.batch_size, plan.block_size
     config = preset(plan.model, T, block_size=T, vocab_size=plan.vocab_size)
     setting = best_setting(config, B, T, device, compile=plan.compile)
     peak = matmul_peak(device, setting.dtype or torch.float32)
     model = build(config, setting, options.seed).to(device)
     batches = RankBatches(tokens.numpy(), B, T, options.seed)
-    ms = ms_per_step(stage, model, batches, val, plan, setting)
-    left = SECONDS - RESERVE - (time.perf_counter() - start)
+    x, y = (ids.to(device) for ids in batches.batch_at(0))
+    with autocast(device, setting.dtype):  # compiles
+        loss_function(model, setting.compile)(x, y).backward()
+    model.zero_grad()
+    seconds = SECONDS - RESERVE - (time.perf_counter() - start)
     if options.budget == "work":
-        left = WORK / peak
-    plan.steps = int(left * (1 - MARGIN) / ms * 1000)
-    if plan.steps <= plan.warmup_steps:
-        raise UserError(f"{plan.steps} steps of {ms:.0f} ms fit the {left:.0f} s that are left: "
-                        "this machine needs --budget work")  # fmt: skip
-    epochs = plan.steps * plan.total_batch_tokens / len(tokens)
-    print(f"peak {peak / 1e12:.2f} TFLOP/s, {ms:.1f} ms a step: {plan.steps} steps in "
-          f"{left:.0f} s, {epochs:.1f} epochs")  # fmt: skip
-    batches = RankBatches(tokens.numpy(), B, T, options.seed)
-    with SparseLog(folder, stage.COLUMNS, plan.steps, stage.PANELS) as log:
-        stage.train(model, batches, val, log, plan, setting)
-    trained = sum(float(row["ms"]) for row in log.rows() if row["ms"]) / 1000
-    with autocast(device, setting.dtype):
-        found = evaluate(model, val, T, 32, stride=T // 4)
+        seconds = WORK / peak
+    if seconds <= 0:
+        raise UserError(f"no time is left of {SECONDS:.0f} s after {SECONDS - seconds:.0f} s of "
+                        "preparation: this machine needs --budget work")  # fmt: skip
+    print(f"peak {peak / 1e12:.2f} TFLOP/s; {seconds:.0f} s to train")
+    with SparseLog(folder, stage.COLUMNS, 0, stage.PANELS) as log:
+        steps = train(model, batches, log, plan, setting, seconds)
+        with autocast(device, setting.dtype):
+            found = evaluate(model, val, T, 32, stride=T // 4)
+        log.val(steps, found.loss)
     command = f"python -m common.speedrun --text {options.text} --seed {options.seed}"
     export(model, folder, {"command": command, "validation": found})
     took = time.perf_counter() - start
-    flops = config.flops_per_token(T) * plan.steps * plan.total_batch_tokens
+    flops = config.flops_per_token(T) * steps * B * T
     result = {
         "seed": options.seed, "bits_per_byte": found.bits_per_byte,
         "nats_per_character": found.loss * found.tokens / len(val_text),
-        "seconds": took, "peak": peak, "mfu": flops / trained / peak,
-        "machine": describe(device), "steps": plan.steps, "recipe": RECIPE,
+        "seconds": took, "peak": peak, "mfu": flops / seconds / peak,
+        "machine": describe(device), "steps": steps, "recipe": RECIPE,
     }  # fmt: skip
     write_json(folder / "result.json", result)
-    print(f"{took:.0f} s in all, {trained:.0f} s of training: {trained * peak:.2e} FLOPs at the "
+    print(f"{took:.0f} s in all, {seconds:.0f} s of training: {seconds * peak:.2e} FLOPs at the "
           f"peak, of which it reached {result['mfu']:.0%}")  # fmt: skip
+    print(f"{steps} steps of {B * T:,} tokens, {steps * B * T / len(tokens):.1f} epochs")
     if options.budget == "time" and took > SECONDS:
         print(f"more than {SECONDS:.0f} s: it does not count as a record")
     print("{bits_per_byte:.4f} bits/byte, {nats_per_character:.4f} nats/character".format(**result))
+
+
+if __name__ == "__main__":
+    run(main, Options)

@@ -21,7 +21,8 @@ def short_batches(tokens, B, T, seed):
 
 
 WRONG = {
-    "windows of 4 lie side by side": [("return window * self.T", "return window * self.T + window % 2")],
+    "windows of 4 lie side by side": [
+        ("return window * self.T", "return window * self.T + window % 2")],
     "y is x itself": [("windows[:, 1:]", "windows[:, :-1]")],
     "y is [": [("windows[:, 1:]", "2 * windows[:, 1:]")],
     "not (2, 4) of torch.int64": [("astype(np.int64)", "astype(np.int32)")],
