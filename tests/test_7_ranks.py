@@ -110,6 +110,13 @@ def test_each_rank_resumes_with_its_own_random_generator(done, options, shard):
     assert_same_run(Path("one"), Path("two"))
 
 
+def test_muon_is_not_sharded(two_ranks, options, tmp_path):
+    more = ("--optimizer", "muon", "--shard", "--out", "two")
+    main, other = two_ranks.run(*options, *more, cwd=tmp_path)
+    assert main.code == other.code == 2 and "Muon needs it whole" in main.stderr
+    assert not (tmp_path / "two").exists()
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_sharded_run_is_the_same_to_rounding(done, one_process, options, resumed):
     """From its start, or resumed from the checkpoint of a run that was not sharded."""

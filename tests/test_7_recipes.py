@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import load_script
@@ -116,6 +117,9 @@ def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatc
         "--recipe gpt4 is none of laptop": ("--recipe", "gpt4"),
         "--recipe  is none of": ("--recipe", ""),
         "no preset is called 'gpt5'": ("--model", "gpt5"),
+        "--vocab-size is 1000: give 50257, or a multiple of 128": ("--vocab-size", "1000"),
+        "--vocab-size is 256: give 50257, or": ("--vocab-size", "256"),
+        "--lr-floor is 1.5: give 0 to 1": ("--lr-floor", "1.5"),
         "start it with torchrun": ("--shard",),
         "brings its own model": ("--init-from", "gone"),
         "exclude each other": ("--resume", "--restart"),
@@ -124,6 +128,16 @@ def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatc
 def test_bad_options(refused, text_file, words, options):
     refused(words, 7, *TINY, "--data", str(text_file), *options)
     assert not Path("runs").exists()
+
+
+def test_token_files_need_the_whole_vocabulary(call, refused):
+    np.save("ids.npy", np.arange(5000, dtype=np.uint16))
+    words = (
+        "ids of all 50257 tokens, more than 1024: give --recipe gpt2-124m, or --vocab-size 50257"
+    )
+    refused(words, 7, *TINY, "--data", "ids.npy")
+    options = (*TINY, "--data", "ids.npy", "--vocab-size", "50257", "--steps", "1", "--out", "run")
+    assert call(7, *options)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -190,6 +204,8 @@ def run(stopped) -> Path:
         "has block_size 8, not 16": ("--block-size", "16"),
         "has dropout 0.0, not 0.1": ("--dropout", "0.1"),
         "has seed 1337, not 1": ("--seed", "1"),
+        "has vocab_size 1024, not 384": ("--vocab-size", "384"),
+        "has optimizer muon, not adamw": ("--optimizer", "adamw"),
         "has recipe laptop, not gpt2-124m": ("--recipe", "gpt2-124m"),
     }.items(),
 )

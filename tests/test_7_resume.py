@@ -98,9 +98,10 @@ def test_a_killed_run_is_resumed_from_its_last_checkpoint(call, whole, killed, s
     assert_same_run(whole, killed)
 
 
-def test_a_run_with_a_gradient_scaler_is_resumed(call, text_file, short):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_with_a_gradient_scaler_is_resumed(call, text_file, short, optimizer):
     options = (*TINY, "--data", str(text_file), "--dtype", "float16", "--checkpoint-every", "3",
-               "--optimizer", "adamw")  # fmt: skip
+               "--optimizer", optimizer)  # fmt: skip
     assert call(7, *options, "--steps", "6", "--out", "one")[0] == 0
     assert state(Path("one"))["scaler"]["_growth_tracker"] > 3
     copy_as_killed(Path("one"), Path("two"))

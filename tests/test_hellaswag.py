@@ -150,6 +150,15 @@ def test_ranks_share_the_questions_and_the_text(world_size):
     assert all_together(read) == evaluate(model, ids, 16, 2)
 
 
+def test_questions_are_asked_in_the_models_own_vocabulary():
+    config = GPTConfig(1, 1, 8, 64, 384)
+    (batch,) = hellaswag.question_batches([question()], as_lm_eval, config, 4)
+    ids = [row.ids for row in batch[0][0]]
+    assert max(map(max, ids)) < 383
+    texts = [f"Sailing: A man is at sea. The boat {ending}" for ending in question()["endings"]]
+    assert [gpt2_tokenizer(384).decode(row) for row in ids] == texts
+
+
 def test_the_file_is_downloaded_once_and_checked(monkeypatch, tmp_path):
     body = (json.dumps(question()) + "\n").encode() * 5
     asked = []

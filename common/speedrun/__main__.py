@@ -34,7 +34,7 @@ from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 SECONDS = 300.0
-WORK = 2.3e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
+WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
 RESERVE = 15.0  # seconds for validation and export
 WARMUP, END = 200, 10_000  # of the training time, cut into END parts, as steps of the schedule
 # Stage 6's options, where they differ from its defaults: the last row of docs/records.md.
