@@ -324,7 +324,7 @@ def test_a_run_as_a_user_makes_it(call, users_run, text_file):
     assert config["recipe"] == "laptop" and config["lr"] == 1e-2 and config["warmup_steps"] == 1
     for step, loss, lr, *_ in logged(folder):
         if loss:
-            assert float(lr) == pytest.approx(learning_rate(int(step), 1e-2, 1, 14), rel=1e-12)
+            assert float(lr) == pytest.approx(learning_rate(int(step), 1e-2, 1, 14, 0), rel=1e-12)
 
     # Stage 1 reads the export, and transformers' own model has the validation loss of the log.
     code, _, stderr = call(1, "--model", str(folder / "hf"), "--data", str(text_file),

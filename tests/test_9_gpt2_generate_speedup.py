@@ -68,7 +68,8 @@ def ladder(folder, text_file):
 
 def continued(model, prompt: str, n: int, *how) -> str:
     """The text of n new tokens, by stage 1."""
-    ids = torch.tensor([gpt2_tokenizer().encode_ordinary(prompt)])
+    tokenizer = gpt2_tokenizer(model.config.vocab_size)
+    ids = torch.tensor([tokenizer.encode_ordinary(prompt)])
     new = generate(model, ids, n, *how)[0, ids.size(1) :].tolist()
     return gpt2_tokenizer().decode_bytes(new).decode(errors="replace")
 
@@ -236,7 +237,7 @@ def test_the_newest_weights_of_a_run(call, folder, trained, tmp_path):
     for name, value in load_file(saved / "model.safetensors").items():
         assert torch.equal(model.state_dict()[name], value)
     assert model.lm_head.weight is model.transformer.wte.weight and not model.training
-    assert model.config.vocab_size == 50304 and model.config.block_size == 8
+    assert model.config.vocab_size == 1024 and model.config.block_size == 8
 
     options = ("--prompt", "the", "--max-new-tokens", "9", "--temperature", "0")
     here = ("--model", "run", *options)

@@ -799,7 +799,8 @@ def test_stage_7_trains_on_shards(call, text_file):
     source = write_source("jsonl", [text[i : i + 400] for i in range(0, len(text), 400)])
     assert make(source, "--out", "mine", "--shard-tokens", "700") == 0
     small = ("--model", "gpt-nano", "--batch-size", "2", "--block-size", "32", "--lr", "1e-2",
-             "--total-batch-tokens", "128", "--compile", "no", "--data", "mine")  # fmt: skip
+             "--total-batch-tokens", "128", "--compile", "no", "--data", "mine",
+             "--vocab-size", "50257")  # fmt: skip
     code, stdout, stderr = call(7, *small, "--steps", "20", "--eval-tokens", "300")
     assert code == 0, stderr
     assert "700 for validation" in stdout and "npy files, mapped" in stdout

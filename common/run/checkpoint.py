@@ -8,8 +8,8 @@
         config.json            the options; model.json: the model's sizes
         manifest.json          the SHA-256 of each of these
 
-All is written under a temporary name, flushed, and renamed, which is atomic: a kill or a full disk
-leaves the one before as it was. Nothing is pickled.
+A checkpoint is written under a temporary name, flushed, and renamed: a kill or a full disk leaves
+the one before as it was. Nothing is pickled.
 """
 
 import errno
@@ -173,8 +173,7 @@ def read(path: Path) -> dict[str, dict]:
             with safe_open(path / f"{file}.safetensors", "pt") as opened:
                 parts = {key: opened.get_slice(key) for key in opened.keys()}
             found = {k: [*part.get_shape(), part.get_dtype()] for k, part in parts.items()}
-            # If fp16 overflowed at every step, the optimizer has no state yet.
-            empty = all_skipped and file == "optimizer" and not found
+            empty = all_skipped and file == "optimizer" and not found  # fp16 has overflowed so far
             for key in () if empty else sorted(expected.keys() | found.keys()):
                 if key not in expected or found.get(key) != [*expected[key], "F32"]:
                     what = f"{key} is {found.get(key, 'missing')}"

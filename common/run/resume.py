@@ -59,8 +59,7 @@ class Run:
         return self._read(options) if resume else None
 
     def _lock(self) -> None:
-        if self.lock is None:
-            self.lock = lock(self.folder / ".lock")
+        self.lock = self.lock or lock(self.folder / ".lock")
         if self.lock is None:
             raise UserError(f"another process trains in {self.folder}: give another --out")
 
