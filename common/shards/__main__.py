@@ -3,7 +3,7 @@
     python -m common.shards fineweb-edu --out data/fineweb-edu     # 10 billion tokens, 20 GB
     python -m common.shards my_folder --out data/mine --val-fraction 0.01
     python -m common.shards data/mine --verify
-    python 7_gpt2_train_long_run.py --data data/mine
+    python 7_gpt2_train_long_run.py --recipe gpt2-124m --data data/mine
 
 A source is fineweb-edu, openwebtext, a file, or a folder: text, JSON lines or Parquet, each also
 with gzip or zstd. Documents are tokenized on all cores, <|endoftext|> before each, and written as
