@@ -55,13 +55,13 @@ class Options:
     total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
     # optimization
     steps: int = 250  # train for so many; the learning rate falls over all of them
-    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; for small models try 2e-3
+    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; try 2e-3, with Muon 1e-2
     lr_floor: float = 0.1  # let it end at this share of --lr
     warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
-    optimizer: Literal["adamw", "muon"] = "adamw"  # update the blocks' matrices by this
+    optimizer: Literal["adamw", "muon"] = "adamw"  # for the matrices of the blocks
     adamw: Literal["fused", "foreach", "for-loop"] = "fused"  # update in one pass, or more
     seed: int = 1337  # draw other weights and batches
     # run

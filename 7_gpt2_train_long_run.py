@@ -74,7 +74,7 @@ class Options:
     warmup_steps: int | None = None  # let it rise over so many first
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
-    optimizer: Literal["adamw", "muon"] | None = None  # update the blocks' matrices by this
+    optimizer: Literal["adamw", "muon"] | None = None  # for the matrices of the blocks
     seed: int | None = None  # draw other weights and batches
     # evaluation and checkpoints, by default from the recipe
     eval_every: int | None = None  # evaluate each time after so many steps

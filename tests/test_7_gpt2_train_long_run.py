@@ -79,8 +79,8 @@ def test_fine_tuning_starts_where_the_export_ended(call, refused, text_file, mon
     data = ("--data", str(text_file))
     assert call(7, *TINY, *data, "--steps", "8", "--out", "one")[0] == 0
     tuning = (*TINY[2:], *data, "--init-from", "one/hf", "--out", "two")
-    refused(f"one/hf has {VOCAB} tokens: give --vocab-size {VOCAB}", 7, *tuning)
-    tuning += ("--vocab-size", str(VOCAB))
+    words = f"one/hf has {VOCAB} tokens: give --vocab-size {VOCAB}"  # by default it is that
+    refused(words, 7, *tuning, "--vocab-size", "50257")
     refused("--block-size 16 is more than the 8 of one/hf", 7, *tuning, "--block-size", "16")
     code, _, stderr = call(7, *tuning, "--steps", "2")
     assert code == 0, stderr

@@ -66,7 +66,7 @@ def test_the_warm_up_is_375_million_tokens_or_a_tenth_of_the_steps(recipe, warmu
 
 
 def test_options_win_over_the_recipe_and_a_recipe_may_be_a_file(call, text_file):
-    Path("best.toml").write_text('model = "1x1x16"\nlr = 0.5\nsteps = 2\nblock_size = 16\n')
+    Path("best.toml").write_text('model = "1x1x16"\nlr = 0.5\nsteps = 2\nblock-size = 16\n')
     options = ("--batch-size", "2", "--total-batch-tokens", "32", *TINY[8:14], "--eval-tokens", "9")
     code, stdout, stderr = call(7, "--recipe", "best.toml", "--lr", "0.25", *options,
                                 "--data", str(text_file), "--out", "run")  # fmt: skip
@@ -123,6 +123,8 @@ def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatc
         "start it with torchrun": ("--shard",),
         "brings its own model": ("--init-from", "gone"),
         "exclude each other": ("--resume", "--restart"),
+        "fine-tuning needs a model to start from": ("--recipe", "fine-tuning"),
+        "the learning rate is 0 from step 9 on": ("--steps", "9", "--stop-at", "10"),
     }.items(),
 )
 def test_bad_options(refused, text_file, words, options):
@@ -132,9 +134,7 @@ def test_bad_options(refused, text_file, words, options):
 
 def test_token_files_need_the_whole_vocabulary(call, refused):
     np.save("ids.npy", np.arange(5000, dtype=np.uint16))
-    words = (
-        "ids of all 50257 tokens, more than 1024: give --recipe gpt2-124m, or --vocab-size 50257"
-    )
+    words = "ids of all 50257 tokens, more than 1024: give --vocab-size 50257, or a large"
     refused(words, 7, *TINY, "--data", "ids.npy")
     options = (*TINY, "--data", "ids.npy", "--vocab-size", "50257", "--steps", "1", "--out", "run")
     assert call(7, *options)[0] == 0

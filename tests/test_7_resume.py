@@ -174,7 +174,7 @@ def test_a_finished_run_is_resumed_to_its_end_alone(call, whole, short):
     shutil.copytree(whole, "run")
     assert call(7, "--out", "run", "--resume")[0] == 0
     assert_same_run(whole, Path("run"))
-    assert call(7, "--out", "run", "--resume", "--stop-at", "9")[0] == 0
+    assert call(7, "--out", "run", "--resume", "--stop-at", "9", "--lr-floor", "0.1")[0] == 0
     assert list(losses(Path("run"))) == [*range(9)]
 
 

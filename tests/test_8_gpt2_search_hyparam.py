@@ -168,6 +168,7 @@ def test_the_best_is_stage_7s_to_train(small, call, text_file, quick_peak, monke
         "batch_size": values["batch_size"], "block_size": 16, "steps": 12, "warmup_steps": 10,
         "total_batch_tokens": 16 * values["batch_size"], "data": str(text_file), "seed": 1337,
         "vocab_size": 50257, "optimizer": "adamw", "weight_decay": 0.1,
+        "lr_floor": 0.1,
     }  # fmt: skip
     code, stdout, stderr = call(7, "--recipe", str(small.folder / "best.toml"), "--compile", "no",
                                  "--steps", "10", "--out", "run")  # fmt: skip

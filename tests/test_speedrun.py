@@ -34,7 +34,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "split_text", lambda name: (lines, lines[:400]))
     # What other tests of this process used counts as the time of the imports.
     monkeypatch.setattr(speedrun.time, "process_time", lambda: 1.0)
-    return tmp_path / "runs/speedrun"
+    return tmp_path / "runs/speedrun/nine-plays_1337"
 
 
 def test_a_run_ends_within_its_budget_and_leaves_a_model(small, monkeypatch, capsys):
@@ -77,7 +77,7 @@ def test_too_little_time_is_said(small, monkeypatch, capsys):
     monkeypatch.setattr(speedrun, "SECONDS", 1.0)
     with pytest.raises(SystemExit):
         run(speedrun.main, speedrun.Options, ["--device", "cpu"])
-    assert "this machine needs --budget work" in capsys.readouterr().err
+    assert "s of preparation: run it again" in capsys.readouterr().err
 
 
 def test_the_split_holds_out_a_play_and_is_always_the_same(tmp_path):

@@ -116,7 +116,8 @@ def check(options) -> None:
 
 # nanoGPT's names and values, and what to give here.
 NAMES = {
-    "learning-rate": "--lr", "max-iters": "--steps", "warmup-iters": "--warmup-steps",
+    "learning-rate": "--lr", "min-lr": "--lr-floor", "max-iters": "--steps",
+    "lr-decay-iters": "--steps", "warmup-iters": "--warmup-steps",
     "grad-clip": "--clip", "beta1": "--betas", "beta2": "--betas", "dataset": "--data",
     "out-dir": "--out", "eval-interval": "--eval-every", "wandb-log": "--track wandb",
     "n-layer": "--model 4x2x128", "n-head": "--model 4x2x128", "n-embd": "--model 4x2x128",

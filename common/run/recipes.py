@@ -57,7 +57,9 @@ DEFAULTS = {
     "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
     "dtype": "auto", "attention": "auto", "compile": "auto",
 }  # fmt: skip
-FINE_TUNING = {"model": None, "lr": 3e-5}  # in place of a recipe's
+FINE_TUNING = {  # in place of a recipe's
+    "model": None, "lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw",
+}  # fmt: skip
 # With another value of these, a resumed run would be another run.
 UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
                 "total_batch_tokens", "dropout", "seed")  # fmt: skip
@@ -102,7 +104,8 @@ def read_recipe(name: str, options_class: type) -> dict:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
     except (UserError, RecursionError) as error:
         raise UserError(f"{name}: {error}") from None
-    return RECIPES["laptop"] | {option: getattr(given, option) for option in found}
+    named = (option.replace("-", "_") for option in found)
+    return RECIPES["laptop"] | {option: getattr(given, option) for option in named}
 
 
 def resolve(options, saved: dict | None, ranks: Ranks):
@@ -122,11 +125,20 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         base = DEFAULTS | {"recipe": name} | read_recipe(name, type(options))
         if options.init_from:
             base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
+        if name == "fine-tuning" and not options.init_from:
+            raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
     if options.init_from and options.model:
         raise UserError("--init-from brings its own model: leave --model out")
+    if options.init_from and not saved:
+        from common.pretrained import hugging_face_config  # transformers takes seconds to import
+
+        base["vocab_size"] = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
     options = replace(options, **(base | given))
+    if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
+        raise UserError(f"--stop-at is {options.stop_at}, and the learning rate is 0 from step "
+                        f"{options.steps} on: give more --steps, or an --lr-floor")  # fmt: skip
     if options.warmup_steps is None:
         tokens = options.total_batch_tokens
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)

@@ -138,7 +138,7 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
         return load_tokens(data, vocab_size)
     if vocab_size < VOCAB_SIZE:
         raise UserError(f"{data} has ids of all {VOCAB_SIZE} tokens, more than {vocab_size}: give "
-                        f"--recipe gpt2-124m, or --vocab-size {VOCAB_SIZE}")  # fmt: skip
+                        f"--vocab-size {VOCAB_SIZE}, or a large model's --recipe")  # fmt: skip
     if path.is_dir():
         _check_folder(path, files)
     parts = {True: [], False: []}

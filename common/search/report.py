@@ -117,6 +117,7 @@ seed = {seed}
 vocab_size = {VOCAB_SIZE}
 optimizer = "adamw"
 weight_decay = 0.1
+lr_floor = 0.1
 """
     write_text(path, text)
 

@@ -4,10 +4,11 @@
     python -m common.speedrun --budget work   # for another machine
     python -m common.speedrun --text nanogpt  # to compare with nanoGPT's README
 
-Text and split are fixed. Five minutes of wall time hold everything: imports, tokens, compilation,
-training by stage 6's loop, validation, export. The learning rate falls with the time that is left.
-You will see every 50th step, and the bits per byte of a play that the model never saw. Machines
-compare better by work: training time × the FLOP/s of the fastest matrix product.
+Text and split are fixed. Five minutes of wall time (of CPU time, for the imports) hold everything:
+tokens, compilation, training by stage 6's loop, validation, export. The learning rate falls with
+the time that is left. You will see every 50th step, and the bits per byte of a play that the model
+never saw. Machines compare better by work: training time × the FLOP/s of the fastest matrix
+product.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 SECONDS = 300.0
 WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
 RESERVE = 15.0  # seconds for validation and export
-WARMUP, END = 200, 10_000  # of the training time, cut into END parts, as steps of the schedule
+WARMUP, END = 200, 10_000  # the schedule's steps, by time: 2 % of it is warm-up
 # Stage 6's options, where they differ from its defaults: the last row of docs/records.md.
 RECIPE = {
     "model": "4x4x256", "vocab_size": 1024, "block_size": 128, "batch_size": 16,
@@ -50,7 +51,7 @@ class Options:
     budget: Literal["time", "work"] = "time"  # five minutes, or the same FLOPs on any machine
     text: Literal["nine-plays", "nanogpt"] = "nine-plays"  # hold out a play; or the last tenth
     seed: int = 1337  # draw other weights and batches
-    out: str = "runs/speedrun"  # write to this folder
+    out: str = "runs/speedrun"  # write to a folder in this one
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
@@ -116,7 +117,7 @@ def main(options: Options) -> None:
     stage = importlib.import_module("6_gpt2_train_hyparam")
     device = pick_device(options.device)
     seed_everything(options.seed)
-    folder = run_folder(options.out)
+    folder = run_folder(f"{options.out}/{options.text}_{options.seed}")
     text, val_text = split_text(options.text)
     tokens, val = ids_of(text, "training text"), ids_of(val_text, "validation text")
     plan = stage.Options(**RECIPE)
@@ -130,24 +131,29 @@ def main(options: Options) -> None:
     with autocast(device, setting.dtype):  # compiles
         loss_function(model, setting.compile)(x, y).backward()
     model.zero_grad()
-    seconds = SECONDS - RESERVE - (time.perf_counter() - start)
+    used = time.perf_counter() - start
+    seconds = SECONDS - RESERVE - used
     if options.budget == "work":
         seconds = WORK / peak
     if seconds <= 0:
-        raise UserError(f"no time is left of {SECONDS:.0f} s after {SECONDS - seconds:.0f} s of "
-                        "preparation: this machine needs --budget work")  # fmt: skip
+        raise UserError(
+            f"no time is left of {SECONDS:.0f} s after {used:.0f} s of preparation: "
+            "run it again, with the compiled code cached, or give --budget work"
+        )
     print(f"peak {peak / 1e12:.2f} TFLOP/s; {seconds:.0f} s to train")
     with SparseLog(folder, stage.COLUMNS, 0, stage.PANELS) as log:
         steps = train(model, batches, log, plan, setting, seconds)
         with autocast(device, setting.dtype):
             found = evaluate(model, val, T, 32, stride=T // 4)
         log.val(steps, found.loss)
-    command = f"python -m common.speedrun --text {options.text} --seed {options.seed}"
-    export(model, folder, {"command": command, "validation": found})
+    how = {"budget": options.budget, "text": options.text, "seed": options.seed}
+    command = " ".join(f"--{name} {value}" for name, value in how.items())
+    facts = {"command": f"python -m common.speedrun {command}", "steps": f"{steps:,}"}
+    export(model, folder, facts | {"validation": found})
     took = time.perf_counter() - start
     flops = config.flops_per_token(T) * steps * B * T
     result = {
-        "seed": options.seed, "bits_per_byte": found.bits_per_byte,
+        **how, "bits_per_byte": found.bits_per_byte,
         "nats_per_character": found.loss * found.tokens / len(val_text),
         "seconds": took, "peak": peak, "mfu": flops / seconds / peak,
         "machine": describe(device), "steps": steps, "recipe": RECIPE,
