@@ -127,6 +127,8 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
     print(f"\nlearning rate  up from {lrs[0]:.1e} to {max(lrs):.1e}, then down to {lrs[-1]:.1e}")
     print(f"clipping       {clipped} of {len(norms)} steps; largest norm {max(norms):.2f}")
     print(f"weight decay   {options.weight_decay:g} for {decay:,} weights, 0 for {rest:,}")
+    if options.optimizer == "muon":
+        print("Muon updated the matrices of the blocks; below, AdamW updates all")
     print(f"{'AdamW':<15}{'micro-batches':>13}{'ms/step':>9}{'spread':>8}{'tokens/s':>10}")
     for form, n in [("for-loop", 1), ("foreach", 1), ("fused", 1), ("fused", 4)]:
         tokens = n * options.batch_size * options.block_size
