@@ -26,20 +26,10 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 # Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
 # table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
 RECIPES = {
-    "laptop": recipe(
-        "4x4x256",
-        128,
-        16,
-        2**11,
-        1e-2,
-        vocab_size=1024,
-        optimizer="muon",
-        weight_decay=1.2,
-        lr_floor=0.0,
-        steps=2000,
-        eval_every=250,
-        eval_tokens=2**14,
-    ),  # docs/records.md: the best for five minutes
+    "laptop": recipe(  # for five minutes, the best of docs/records.md
+        "4x4x256", 128, 16, 2**11, 1e-2, lr_floor=0.0, weight_decay=1.2, optimizer="muon",
+        vocab_size=1024, steps=2000, eval_every=250, eval_tokens=2**14
+    ),
     "fine-tuning": recipe("", 128, 8, 2**10, 3e-5, steps=300, eval_tokens=2**14),  # a model's own
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
@@ -49,7 +39,7 @@ RECIPES = {
     "gpt3-2.7b": recipe("gpt3-2.7b", 2048, 2, 2**20, 1.6e-4),
     "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
     "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
-}
+}  # fmt: skip
 # What a recipe leaves open.
 DEFAULTS = {
     "data": "tinyshakespeare", "vocab_size": VOCAB_SIZE, "dropout": 0.0, "weight_decay": 0.1,
@@ -112,6 +102,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     """Stage 7's options with every None filled in: from `saved`, the options of the run that is
     resumed, or from the recipe, DEFAULTS and the device. Raises UserError for numbers that do not
     fit, and for UNCHANGEABLE options that differ from the saved ones."""
+    if options.init_from and options.model:
+        raise UserError("--init-from brings its own model: leave --model out")
     given = {name: value for name, value in asdict(options).items() if value is not None}
     if saved:
         base = saved
@@ -124,17 +116,15 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         name = options.recipe if options.recipe is not None else usual
         base = DEFAULTS | {"recipe": name} | read_recipe(name, type(options))
         if options.init_from:
-            base |= FINE_TUNING | {"block_size": min(base["block_size"], 1024)}
-        if name == "fine-tuning" and not options.init_from:
+            from common.pretrained import hugging_face_config  # it takes seconds to import
+
+            vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
+            base |= FINE_TUNING | {"vocab_size": vocab_size}
+            base["block_size"] = min(base["block_size"], 1024)
+        elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
-    if options.init_from and options.model:
-        raise UserError("--init-from brings its own model: leave --model out")
-    if options.init_from and not saved:
-        from common.pretrained import hugging_face_config  # transformers takes seconds to import
-
-        base["vocab_size"] = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
     options = replace(options, **(base | given))
     if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
         raise UserError(f"--stop-at is {options.stop_at}, and the learning rate is 0 from step "

@@ -31,19 +31,18 @@ from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.pretrained import export
 from common.run.batches import RankBatches
+from common.run.recipes import RECIPES
 from common.speed import Setting, autocast, best_setting, build, loss_function
-from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
+from common.tokenizer import gpt2_tokenizer
 
 SECONDS = 300.0
 WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
 RESERVE = 15.0  # seconds for validation and export
 WARMUP, END = 200, 10_000  # the schedule's steps, by time: 2 % of it is warm-up
-# Stage 6's options, where they differ from its defaults: the last row of docs/records.md.
-RECIPE = {
-    "model": "4x4x256", "vocab_size": 1024, "block_size": 128, "batch_size": 16,
-    "total_batch_tokens": 2048, "lr": 1e-2, "lr_floor": 0.0, "weight_decay": 1.2,
-    "optimizer": "muon",
-}  # fmt: skip
+# The laptop's recipe, but for its length and its evaluations: the last row of docs/records.md.
+CHANGES = ("model", "vocab_size", "block_size", "batch_size", "total_batch_tokens", "lr",
+           "lr_floor", "weight_decay", "optimizer")  # fmt: skip
+RECIPE = {name: RECIPES["laptop"][name] for name in CHANGES}
 
 
 @dataclass
@@ -75,9 +74,9 @@ def split_text(name: str) -> tuple[str, str]:
     return render_plays(train), render_plays([val])
 
 
-def ids_of(text: str, title: str) -> torch.Tensor:
+def ids_of(text: str, title: str, vocab_size: int) -> torch.Tensor:
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    ids = gpt2_tokenizer(RECIPE.get("vocab_size", VOCAB_SIZE)).encode_ordinary(text)
+    ids = gpt2_tokenizer(vocab_size).encode_ordinary(text)
     print(f"{title}: {len(text):,} characters, {len(ids):,} tokens, sha256 {sha256[:16]}…")
     return torch.tensor(ids)
 
@@ -119,8 +118,9 @@ def main(options: Options) -> None:
     seed_everything(options.seed)
     folder = run_folder(f"{options.out}/{options.text}_{options.seed}")
     text, val_text = split_text(options.text)
-    tokens, val = ids_of(text, "training text"), ids_of(val_text, "validation text")
     plan = stage.Options(**RECIPE)
+    tokens = ids_of(text, "training text", plan.vocab_size)
+    val = ids_of(val_text, "validation text", plan.vocab_size)
     B, T = plan.batch_size, plan.block_size
     config = preset(plan.model, T, block_size=T, vocab_size=plan.vocab_size)
     setting = best_setting(config, B, T, device, compile=plan.compile)
