@@ -1,20 +1,20 @@
 """Stage 8: which hyper-parameters matter, found in phases.
 
 New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
-when) and trial.py (one setting of hyper-parameters); skim report.py and importance.py. The loop is
-still stage 6's: it trains a trial for the steps that a phase adds.
+when) and trial.py (one setting of hyper-parameters); skim storage.py, report.py and importance.py.
+The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
     python 8_gpt2_search_hyparam.py       # 3 minutes on two CPU cores
     python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe
     python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml
 
-As in liteGPT's study, many trials are trained for a few steps, the best of them are promoted to
-more steps, and the best of those again. You will see each trial with its validation loss, the best
-so far and the time left; then a table of the best, and what each hyper-parameter did. Of the
-pictures in --out see lr.png first: learning rates of 1e-5 and 1e-4 are too low, 1e-1 is unsteady.
-Losses are over 2,048 validation tokens; do not compare them with stage 6's, over all 16,384.
-Interrupted, the same command resumes; started twice, the two share the work (one a GPU:
---device cuda:1).
+This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
+the best of them are promoted to more, and the best of those again. You will see each trial with its
+validation loss, the best so far and the time left; then a table of the best, and what each
+hyper-parameter did. Of the pictures in --out see lr.png first: learning rates of 1e-5 and 1e-4 are
+too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them with stage
+6's, over all 16,384. Interrupted, the same command resumes; started twice, the two share the work
+(one a GPU: --device cuda:1).
 """
 
 import math
@@ -37,7 +37,8 @@ from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
 from common.search.phases import config_of, read_phases, read_space, total_steps
 from common.search.report import WARMUP_STEPS, report
-from common.search.study import STORAGE_ERRORS, Search, open_search
+from common.search.storage import STORAGE_ERRORS
+from common.search.study import Search, open_search
 from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
@@ -62,6 +63,7 @@ class Options:
     sampler: Literal["grid", "random", "tpe"] = "grid"  # choose the first trials so
     seed: int = 1337  # draw other trials, weights and batches
     out: str = "runs/8_search"  # write to this folder
+    storage: str | None = None  # keep trials in this database; by default, in --out
     # device
     device: str = "auto"  # run on auto, cpu, cuda, cuda:1 or mps
 
@@ -97,10 +99,11 @@ def train(
     optimizer = adamw(groups, values["lr"])
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
+    # new: a promoted trial goes on where its last phase ended
     trial.restore(model, optimizer, scaler, batches, device)
     zeros = torch.zeros(batches.B, batches.T, dtype=torch.long, device=device)
     with autocast(device, setting.dtype):
-        loss_of(zeros, zeros).backward()  # what is slow the first time is not the trial's
+        loss_of(zeros, zeros).backward()  # new: a trial's seconds do not count the slow first pass
     optimizer.zero_grad()
     saved, eval_every = time.perf_counter(), -(-phase.steps // EVALS)
     for step in range(trial.step, phase.last):
@@ -118,7 +121,7 @@ def train(
         scaler.update()
         optimizer.zero_grad()
         loss = loss.item()
-        if not math.isfinite(loss):
+        if not math.isfinite(loss):  # new: too high a learning rate ends its trial, not the search
             raise TrialFailed(f"loss {loss} at step {step}")
         trial.step, trial.seconds = step + 1, trial.seconds + time.perf_counter() - start
         if (phase.last - trial.step) % eval_every == 0:
@@ -193,8 +196,9 @@ def main(options: Options) -> None:
         raise
     except STORAGE_ERRORS as error:
         reason = str(error.__cause__).split("\n")[0]
-        raise UserError(f"{options.out}/study.db can't be read or written: {reason}; make room, or "
-                        "give another --out") from None  # fmt: skip
+        where = "--storage" if options.storage else f"{options.out}/study.db"
+        hint = f"make room, or give another {'--storage' if options.storage else '--out'}"
+        raise UserError(f"{where} can't be read or written: {reason}; {hint}") from None
 
 
 if __name__ == "__main__":

@@ -176,3 +176,36 @@ def test_losses_are_reported_to_optuna_once(tmp_path, recwarn):
         trial.curve.append(point)
         search.alive(trial)
     assert search.trials(0)[0].intermediate_values == {2: 5.0, 4: 4.0} and not recwarn.list
+
+
+# --storage
+
+
+def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
+    journal, folder = str(tmp_path / "journal.log"), tmp_path / "one"
+    folder.mkdir()
+    how = (read_phases("4x5,1x9"), SPACE, "grid", 1, journal)
+    one = Search(folder, *how)
+    first = one.take()
+    two = Search(folder, *how)  # another process of the search
+    tell(two, two.take(), 8.0)
+    tell(one, first, 9.0)
+    assert [trial.value for trial in one.complete(0)] == [8.0, 9.0]
+    for loss in (7.0, 6.0, 5.0):
+        tell(two, two.take(), loss)
+    assert one.phase() is None and [trial.value for trial in one.complete(1)] == [5.0]
+    assert not (folder / "study.db").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    assert Search(other, *how).take().number == 0
+    (tmp_path / "elsewhere/one").mkdir(parents=True)
+    with pytest.raises(UserError, match="has a search called one, and .*/elsewhere/one has none"):
+        Search(tmp_path / "elsewhere/one", *how)
+
+
+@pytest.mark.parametrize("storage, words", [
+    ("gone/journal.log", "No such file"), ("nosql://host/name", "nosql"), ("://", "parse"),
+])  # fmt: skip
+def test_what_is_no_storage_is_said(tmp_path, storage, words):
+    with pytest.raises(UserError, match=f"--storage can't be used: .*{words}"):
+        Search(tmp_path, read_phases("4x5"), SPACE, "grid", 1, storage)

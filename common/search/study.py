@@ -1,8 +1,8 @@
 """A search in phases: many trials are trained for a few steps, the best of them for more, and so
 on. A trial that is promoted resumes from its checkpoint: no step is trained twice.
 
-Optuna keeps the trials and their losses in study.db, a study a phase. Several processes may work on
-one folder: each takes its trials under a lock, and a trial whose process has died is free again.
+Optuna keeps the trials and their losses, a study a phase. Several processes may work on one folder:
+each takes its trials under a lock, and a trial whose process has died is free again.
 """
 
 import json
@@ -13,17 +13,15 @@ from pathlib import Path
 
 import optuna
 from filelock import FileLock
-from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from common.kit.cli import UserError
 from common.kit.disk import check_room, lock, run_folder, write_json
 from common.run.resume import BYTES_IN_CHECKPOINT
 from common.search.phases import Phase, distributions, largest, new_values, read_description
+from common.search.storage import open_studies
 from common.search.trial import Trial
 
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # study.db is damaged, or the disk full
 MAX_DEATHS = 3  # of processes in a row that trained a trial, before it counts as failed
 
 
@@ -52,7 +50,7 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
         check_room(folder, need, "the checkpoints")
         write_json(file, given)
     held.release()
-    return Search(folder, phases, space, options.sampler, options.seed)
+    return Search(folder, phases, space, options.sampler, options.seed, options.storage)
 
 
 def number_of(trial: FrozenTrial) -> int:
@@ -64,8 +62,9 @@ class Search:
     writes. Space: the values of each hyper-parameter; sampler: grid, random or tpe."""
 
     def __init__(
-        self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str, seed: int
-    ):
+        self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str, seed: int,
+        storage: str | None = None,
+    ):  # fmt: skip
         self.folder, self.phases, self.space = folder, phases, space
         self.sampler, self.seed = sampler, seed
         self.lock = FileLock(folder / ".lock")
@@ -73,20 +72,7 @@ class Search:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", "The reported value is ignored")  # after a resume
         with self.lock:
-            self.studies = self._open()
-
-    def _open(self) -> list[optuna.Study]:
-        """The studies of the phases, new if no trial was taken yet. Later, a study.db without them
-        is damaged."""
-        names = [f"phase {k + 1}" for k in range(len(self.phases))]
-        try:
-            storage = optuna.storages.get_storage(f"sqlite:///{self.folder / 'study.db'}")
-            if (self.folder / "trials").exists():
-                return [optuna.load_study(study_name=name, storage=storage) for name in names]
-            how = {"storage": storage, "load_if_exists": True}
-            return [optuna.create_study(study_name=name, **how) for name in names]
-        except (KeyError, RuntimeError) as error:  # no such study; of another version of Optuna
-            raise StorageInternalError from error
+            self.studies = open_studies(storage, folder, len(phases))
 
     def trials(self, k: int) -> list[FrozenTrial]:
         return self.studies[k].get_trials(deepcopy=False)
