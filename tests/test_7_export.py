@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from common.kit.cli import run
 from common.run import checkpoint, export
+from common.run.recipes import RECIPES
 
 NEWEST, BEFORE = (Path(f"run/checkpoints/step_0000000{n}") for n in (4, 2))
 
@@ -76,6 +77,17 @@ def test_the_cards_command_makes_the_run_again(copy, call, text_file, monkeypatc
     weights = [checkpoint.load_model(p / "checkpoints/step_00000004") for p in (copy, again)]
     for one, two in zip(*(model.parameters() for model in weights), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("recipe", ["gpt3-125m", "mine.toml"])
+def test_the_cards_command_of_a_fine_tuned_model_says_what_is_not_usual(tmp_path, recipe):
+    """These are the numbers of a recipe, but not what --init-from would take from it."""
+    given = {"steps": 2000, "lr": RECIPES.get(recipe, RECIPES["laptop"])["lr"]}
+    config = {"data": "text", "total_batch_tokens": 1024, "init_from": "gpt2", "recipe": recipe}
+    command = export.facts(tmp_path, config | given, 3)["command"]
+    for name, value in given.items():
+        assert f"--{name} {value}" in command
+    assert ("--recipe gpt3-125m" in command) == (recipe in RECIPES)
 
 
 def test_what_can_not_be_exported_is_one_line(copy, call):

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from conftest import load_script
 from helpers import TINY, finished_run, one_thread, only_train
 
 from common.init import tie_weights
-from common.kit.cli import duration
+from common.kit.cli import UserError, duration
 from common.model import GPT
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -44,6 +46,21 @@ def test_the_recipes_are_table_2_1_of_gpt3s_paper(name, millions, batch, lr):
     assert recipe["steps"] * recipe["total_batch_tokens"] == pytest.approx(260e9, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("gpt")])
+def test_a_recipe_fits_a_gpu_of_80_gb_on_paper(name):
+    """Bytes of a rank. A weight: 4, with its gradient, two moments and DDP's bucket 20; on 8 ranks
+    that shard it, 2. A block's activations in 16 bits without scores: 34 · T · B · C (Korthikanti
+    et al., 2022, section 4.1). A logit: 2, its gradient 2, and 4 in fp32."""
+    recipe = RECIPES[name]
+    config, tokens = preset(recipe["model"]), recipe["batch_size"] * recipe["block_size"]
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in tie_weights(GPT(config)).parameters())
+    per_weight = 2 if weights > 5e9 else 20
+    activations = 34 * tokens * config.n_embd * config.n_layer
+    total = per_weight * weights + activations + 8 * tokens * 50304
+    assert 20e9 < total < 75e9  # some is left for the compiler and the kernels
+
+
 def resolved(device: str = "cpu", saved: dict | None = None, **options):
     """Stage 7's options, resolved; nothing is measured on the device."""
     setting = {"dtype": "float32", "attention": "formula", "compile": "no"}
@@ -73,8 +90,31 @@ def test_options_win_over_the_recipe_and_a_recipe_may_be_a_file(call, text_file)
     assert code == 0, stderr
     config = json.loads(Path("run/config.json").read_text())
     assert config["recipe"] == "best.toml" and config["lr"] == 0.25 and config["block_size"] == 16
-    assert config["clip"] == 1.0  # neither's: the default
+    assert (config["clip"], config["optimizer"]) == (1.0, "adamw")  # neither's: the default
     assert "lr=0.25" in stdout and "model='1x1x16'" in stdout
+
+
+def test_a_file_that_leaves_something_open(refused, text_file):
+    """It does not get the laptop's learning rate, which is one for Muon."""
+    Path("two.toml").write_text('model = "1x1x16"\nsteps = 2\n')
+    words = "two.toml lacks batch_size, block_size, lr, total_batch_tokens: add them, or give them"
+    refused(words, 7, "--recipe", "two.toml", "--data", str(text_file))
+
+
+def test_fine_tuning_takes_a_files_numbers_but_not_another_recipes(monkeypatch):
+    pretrained = SimpleNamespace(hugging_face_config=lambda name: SimpleNamespace(vocab_size=50257))
+    monkeypatch.setitem(sys.modules, "common.pretrained", pretrained)
+    Path("mine.toml").write_text("\n".join(f"{k} = {v}" for k, v in {
+        "lr": 1e-5, "steps": 7, "block_size": 64, "batch_size": 2, "total_batch_tokens": 128,
+    }.items()))  # fmt: skip
+    found = resolved(init_from="gpt2", recipe="mine.toml")
+    assert (found.lr, found.steps, found.weight_decay) == (1e-5, 7, 0.1)
+    Path("mine.toml").write_text("lr = 1e-5")
+    with pytest.raises(UserError, match="mine.toml lacks batch_size, steps, total_batch_tokens"):
+        resolved(init_from="gpt2", recipe="mine.toml", block_size=8)
+    for recipe in (None, "gpt3-125m", "laptop"):
+        found = resolved(init_from="gpt2", recipe=recipe)
+        assert (found.lr, found.model, found.optimizer) == (3e-5, None, "adamw")
 
 
 def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatch):

@@ -167,12 +167,13 @@ def test_the_best_is_stage_7s_to_train(small, call, text_file, quick_peak, monke
         "model": f"{values['n_layer']}x1x16", "lr": values["lr"],
         "batch_size": values["batch_size"], "block_size": 16, "steps": 12, "warmup_steps": 10,
         "total_batch_tokens": 16 * values["batch_size"], "data": str(text_file), "seed": 1337,
-        "vocab_size": 50257, "optimizer": "adamw", "weight_decay": 0.1,
-        "lr_floor": 0.1,
     }  # fmt: skip
     code, stdout, stderr = call(7, "--recipe", str(small.folder / "best.toml"), "--compile", "no",
                                  "--steps", "10", "--out", "run")  # fmt: skip
     assert code == 0 and "best.toml" in stdout, stderr
+    config = json.loads(Path("run/config.json").read_text())
+    how = [config[name] for name in ("vocab_size", "optimizer", "weight_decay")]
+    assert how == [50257, "adamw", 0.1]  # as the trials were trained
 
 
 def test_a_trial_is_trained_as_by_hand(one, text_file):

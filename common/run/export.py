@@ -16,7 +16,7 @@ from common.kit.cli import UserError, run
 from common.kit.fields import COUNT, check_fields
 from common.kit.hub import check_new_folder
 from common.run import checkpoint
-from common.run.recipes import DEFAULTS, RECIPES
+from common.run.recipes import DEFAULTS, FINE_TUNING, RECIPES
 
 # Titles in the card, and columns of metrics.csv.
 COLUMNS = {
@@ -34,10 +34,12 @@ def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
     """What a model's card says of the run in `folder` after so many steps, from its options and its
     log."""
     check_fields(config, {"recipe": str, "data": str, "total_batch_tokens": COUNT}, folder)
-    # A file of options goes on top of the laptop's recipe. Nobody else has it, nor our folders.
-    recipe = config["recipe"] if config["recipe"] in RECIPES else "laptop"
+    tuned = bool(config.get("init_from"))
+    usual_recipe = "fine-tuning" if tuned else "laptop"
+    # Nobody else has a file of options, nor our folders: what such a file changed is listed.
+    recipe = config["recipe"] if config["recipe"] in RECIPES else usual_recipe
     config = config | {"recipe": recipe, "data": Path(config["data"]).name}
-    usual = {"recipe": "laptop"} | DEFAULTS | RECIPES[recipe]
+    usual = {"recipe": usual_recipe} | DEFAULTS | RECIPES[recipe] | (FINE_TUNING if tuned else {})
     command = ["python", "7_gpt2_train_long_run.py"]
     for name, value in config.items():
         if value not in (None, usual.get(name)):

@@ -2,7 +2,7 @@
 from them and are saved with it."""
 
 import tomllib
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -47,9 +47,8 @@ DEFAULTS = {
     "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
     "dtype": "auto", "attention": "auto", "compile": "auto",
 }  # fmt: skip
-FINE_TUNING = {  # in place of a recipe's
-    "model": None, "lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw",
-}  # fmt: skip
+# With --init-from, in place of a named recipe's: trained weights take smaller updates.
+FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
 # With another value of these, a resumed run would be another run.
 UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
                 "total_batch_tokens", "dropout", "seed")  # fmt: skip
@@ -78,8 +77,8 @@ def saved_config(saved, options, where: Path) -> dict:
 
 
 def read_recipe(name: str, options_class: type) -> dict:
-    """A recipe's options by name. Those of a TOML file are checked as if given on the command line,
-    and go on top of the laptop's. Raises UserError."""
+    """A recipe's options by name. Those of a TOML file are checked as if given on the command line.
+    Raises UserError."""
     if name in RECIPES:
         return RECIPES[name]
     try:
@@ -94,8 +93,7 @@ def read_recipe(name: str, options_class: type) -> dict:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
     except (UserError, RecursionError) as error:
         raise UserError(f"{name}: {error}") from None
-    named = (option.replace("-", "_") for option in found)
-    return RECIPES["laptop"] | {option: getattr(given, option) for option in named}
+    return {k: getattr(given, k) for k in (option.replace("-", "_") for option in found)}
 
 
 def resolve(options, saved: dict | None, ranks: Ranks):
@@ -114,25 +112,32 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     else:
         usual = "fine-tuning" if options.init_from else "laptop"
         name = options.recipe if options.recipe is not None else usual
-        base = DEFAULTS | {"recipe": name} | read_recipe(name, type(options))
+        found = read_recipe(name, type(options))
+        base = DEFAULTS | {"recipe": name} | found
         if options.init_from:
             from common.pretrained import hugging_face_config  # it takes seconds to import
 
             vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
-            base |= FINE_TUNING | {"vocab_size": vocab_size}
-            base["block_size"] = min(base["block_size"], 1024)
+            own = {} if name in RECIPES else found  # written for this run
+            base |= FINE_TUNING | own | {"model": None, "vocab_size": vocab_size}
+            base["block_size"] = min(base.get("block_size", 1024), 1024)
         elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
     options = replace(options, **(base | given))
+    check(options)
+    needed = {f.name for f in fields(options)} - {*OF_THE_COMMAND, "init_from", "warmup_steps"}
+    needed -= {"model"} if options.init_from else set()
+    if missing := sorted(name for name in needed if getattr(options, name) is None):
+        raise UserError(f"{options.recipe} lacks {', '.join(missing)}: add them, or give them as "
+                        "options")  # fmt: skip
     if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
         raise UserError(f"--stop-at is {options.stop_at}, and the learning rate is 0 from step "
                         f"{options.steps} on: give more --steps, or an --lr-floor")  # fmt: skip
     if options.warmup_steps is None:
         tokens = options.total_batch_tokens
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)
-    check(options)
     B, T = options.batch_size, options.block_size
     check_plan(options, B, T, ranks.world_size)
     config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)

@@ -17,7 +17,6 @@ from common.kit.disk import save_figure, write_text
 from common.search.importance import importances, plot_importances
 from common.search.phases import model_name
 from common.search.study import Search, number_of
-from common.tokenizer import VOCAB_SIZE
 
 WARMUP_STEPS = 10  # of a trial, and of a run with best.toml
 
@@ -30,7 +29,7 @@ def report(search: Search, options, n_val: int) -> None:
     failed = [trial for trial in latest.values() if trial.value is None]
     why = failed[0].user_attrs["reason"] if failed else ""
     if len(failed) == len(latest):
-        raise UserError(f"every trial failed, the first so: {why}; see {folder}/study.db")
+        raise UserError(f"every trial failed, the first so: {why}")
     for k, phase in enumerate(search.phases):
         # A trial that failed later counts no more, even where it was among the best.
         stayed = [t for t in search.complete(k) if latest[number_of(t)].value is not None]
@@ -114,10 +113,6 @@ total_batch_tokens = {p["batch_size"] * p["block_size"]}
 steps = {steps}
 warmup_steps = {min(WARMUP_STEPS, steps)}
 seed = {seed}
-vocab_size = {VOCAB_SIZE}
-optimizer = "adamw"
-weight_decay = 0.1
-lr_floor = 0.1
 """
     write_text(path, text)
 
