@@ -11,8 +11,8 @@ The first command decodes the same tokens again and again, a row a rung, each on
 before. A new token needs few operations, but all weights: it can't take less time than to read
 them from memory. For each rung you will see the median time of a step and its spread (half the
 range of the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share
-of the memory's bandwidth (memory), how many of its tokens are rung 0's up to the first difference
-(same), and the change in bits per byte of validation text (Δbits). Then come Hugging Face's
+of the memory's bandwidth (memory), the share of its tokens before the first that differs from rung
+0's (same), and the change in bits per byte of validation text (Δbits). Then come Hugging Face's
 `generate`, and rung 0 again.
 
 The others stream a text. With --interactive you type a line at a time, and the model continues all
@@ -41,7 +41,7 @@ from common.decode import Decoder, FixedCache, GrowingCache, compiled_step, deco
 from common.evals import evaluate
 from common.generate import check_prompt
 from common.kit.cli import UserError, run
-from common.kit.device import describe, pick_device, release_memory, seed_everything
+from common.kit.device import pick_device, release_memory, seed_everything
 from common.kit.disk import check_json, run_folder
 from common.kit.hub import HubUnreachable
 from common.ladder import WARMUP_STEPS
@@ -68,7 +68,7 @@ class Options:
     temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
-    compile: Literal["auto", "yes", "no"] = "auto"  # with 8-bit weights, else fp32; auto: if long
+    compile: Literal["auto", "yes", "no"] = "auto"  # to 8-bit weights; auto: if long
     seed: int = 42  # draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
     # the ladder of speed
@@ -131,7 +131,8 @@ def speedups(device: torch.device) -> list[tuple]:
 def small(model: GPT, bits: int) -> GPT:
     """A copy of the model with weights of so many bits."""
     native = autocast_dtype(next(model.parameters()).device)
-    return quantized(model, bits, native or torch.bfloat16, native or torch.float32)
+    dense = torch.float32 if bits == 32 else native or torch.float32
+    return quantized(model, bits, native or torch.bfloat16, dense)
 
 
 def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
@@ -193,7 +194,7 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     try:
         climb(ladder, model, ids, torch.from_numpy(val), n, options.rungs)
     finally:
-        title = f"{options.model}, {n} new tokens, {describe(device)}"
+        title = f"{options.model}, {n} new tokens"
         ladder.save(folder / "ladder.png", options.json, title)
 
 

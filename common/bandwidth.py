@@ -62,7 +62,8 @@ class DecodeLadder(Ladder):
     def __init__(self, model: GPT, prompt: torch.Tensor):
         """Of a model's continuations of a prompt (1, T)."""
         self.model, self.prompt = model, prompt
-        self.rungs, self.peaks = [], {("bytes/s",): read_bandwidth(prompt.device)}
+        self.device, self.rungs = prompt.device, []
+        self.peaks = {("bytes/s",): read_bandwidth(self.device)}
         print(f"memory: {self.peaks['bytes/s',] / 1e9:.1f} GB/s, a sum over 1 GB\n")
         self.print_header()
 

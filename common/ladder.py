@@ -9,6 +9,7 @@ from statistics import median
 import torch
 
 from common.kit.cli import is_out_of_memory
+from common.kit.device import describe
 from common.kit.disk import save_figure
 from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
@@ -64,7 +65,7 @@ class Ladder:
     limit = "MFU"
     bars = "ms per step (median)"
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
-    first: Rung | None = None  # that was measured
+    first: Rung | None = None  # the first that was measured
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
         self.tokens, self.flops = B * T, config.flops_per_token(T)
@@ -150,6 +151,7 @@ class Ladder:
         """Plot what was measured, even if not all was, and write all numbers if asked to."""
         if not any(rung.ms for rung in self.rungs):
             return
+        title = f"{title}, {describe(self.device)}"
         plot_ladder(picture, self, title)
         print(f"saved: {picture}")
         if json_file:

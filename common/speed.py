@@ -1,6 +1,7 @@
-"""Ways to (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary, compilation.
+"""Ways to (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary, compilation,
+a fused update.
 
-A machine may lack one of them: `why_not_…` returns the reason, or None.
+A machine may lack one of them: `why_not` returns the reason, or None.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ class Setting:
     attention: Callable = causal_attention
     vocab_multiple: int = 1
     compile: bool = False
+    fused: bool = False  # stage 5's AdamW; that of common/optim.py always is
 
     def names(self) -> dict[str, str]:
         """As options of a script: dtype, attention, compile."""
@@ -56,8 +58,8 @@ def flash_attention(q, k, v, dropout_p=0.0):
 
 def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> float:
     """How many times faster flash_attention is than causal_attention, forward and backward, for q,
-    k, v of shape (B, nh, T, hs): infinitely where memory does not hold the scores, and below 1
-    where a CPU's kernel suits other shapes and dtypes."""
+    k, v of shape (B, nh, T, hs). It is inf if the scores do not fit in memory, and below 1 on CPUs
+    whose kernel is slow for this shape or dtype."""
     q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
 
     def formula():
@@ -73,15 +75,16 @@ def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> fl
             raise
         return math.inf
     seconds = [(timed(formula, device)[0], timed(flash, device)[0]) for _ in range(10)]
-    # The minima: other work on the machine slows some trials, and must not decide.
+    # The minima: other work on the machine slows some repetitions, and must not decide.
     return min(a for a, _ in seconds) / min(b for _, b in seconds)
 
 
 def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
-    """A trial: flash_attention on one layer's q, k, v of a (B, T) batch, beside the formula."""
+    """A short timing of flash_attention beside the formula, on one layer's q, k, v of a (B, T)
+    batch."""
     shape = (B, config.n_head, T, config.n_embd // config.n_head)
     gain = attention_gain(shape, dtype or torch.float32, device)
-    return f"a trial takes {1 / gain:.1f} times as long with it" if gain < 0.9 else None
+    return f"it takes {1 / gain:.1f} times as long as the formula" if gain < 0.9 else None
 
 
 def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
@@ -143,7 +146,7 @@ def why_not_compile(device: torch.device) -> str | None:
     ids = torch.zeros(1, 8, dtype=torch.long, device=device)
     try:
         loss_function(model, compile=True)(ids, ids).backward()
-    except (RuntimeError, OSError) as error:  # RuntimeError: torch's own kinds are of it
+    except (RuntimeError, OSError) as error:  # torch's compile errors are RuntimeErrors
         return f"{type(error).__name__}: {error}".strip().split("\n")[0]
     finally:
         torch._dynamo.reset()  # else the next model's shapes count as changed ones
@@ -166,11 +169,25 @@ def loss_function(model: nn.Module, compile: bool) -> Callable:
     return compiled(loss_of) if compile else loss_of
 
 
+def why_not(
+    change: dict, setting: Setting, config: GPTConfig, B: int, T: int, device: torch.device
+) -> str | None:
+    """The reason to leave the change out, for batches (B, T) on this device, or None."""
+    if "tf32" in change:
+        return why_not_tf32(device)
+    if "dtype" in change and change["dtype"] is None:
+        return "this CPU has no AVX512-BF16, AMX or ARM bf16"
+    if "attention" in change:
+        return why_not_flash(config, B, T, setting.dtype, device)
+    return why_not_compile(device) if "compile" in change else None
+
+
 def setting_of(dtype: str, attention: str, compile: str) -> Setting:
     """The Setting with these names, on a vocabulary padded to a multiple of 128."""
     function = {"formula": causal_attention, "flash": flash_attention}[attention]
     autocast_to = None if dtype == "float32" else getattr(torch, dtype)
-    return Setting(False, autocast_to, function, 128, compile == "yes")
+    how = {"attention": function, "vocab_multiple": 128, "compile": compile == "yes"}
+    return Setting(dtype=autocast_to, **how)
 
 
 def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype: str = "auto",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS
+from conftest import SCRIPTS, load_script
 from helpers import TINY, checkpoints, finished_run, one_thread
 from safetensors.torch import load_file
 from test_9_decode import tiny
@@ -121,6 +121,17 @@ def test_without_a_compiler_the_rest_is_measured(call, ladder, monkeypatch):
     monkeypatch.setattr("common.speed.why_not_compile", lambda device: "no compiler")
     code, stdout, _ = call(9, *ladder, "--rungs", "2", "3")
     assert code == 0 and "skipped: no compiler" in stdout and "2 fixed cache  " in stdout
+
+
+def test_what_the_ladder_calls_fp32_is_fp32(monkeypatch):
+    """Of a prompt too, on a device with native bf16: its tokens are compared strictly."""
+    script, ids = load_script(9), torch.arange(5)[None]
+    monkeypatch.setattr(script, "autocast_dtype", lambda device: torch.bfloat16)
+    model = tiny(64, 300)
+    with torch.no_grad():
+        logits = [script.small(model, bits)(ids)[0] for bits in (32, 16)]
+        torch.testing.assert_close(logits[0], model(ids)[0], rtol=1e-5, atol=1e-5)
+        assert (logits[1] - logits[0]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("cache", ["FixedCache", "GrowingCache"])
