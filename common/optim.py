@@ -27,13 +27,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def adamw(
-    groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.95), form: str = "fused"
+    groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """AdamW with GPT-3's constants. The three forms agree up to rounding: "for-loop" updates one
-    tensor at a time, "foreach" runs one operation at a time on all, "fused" makes one pass."""
-    forms = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-    groups = [dict(group) for group in groups]  # torch writes the form into the dicts it gets
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, **forms[form])
+    """AdamW with GPT-3's constants, fused as on stage 5's last rung."""
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
 class Muon:
@@ -96,11 +93,10 @@ def learning_rate(step: int, lr: float, warmup_steps: int, steps: int, floor: fl
     return lr * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def set_lr(optimizer: torch.optim.Optimizer | Muon, lr: float) -> float:
-    """Set the learning rate of all groups. Returns it."""
+def set_lr(optimizer: torch.optim.Optimizer | Muon, lr: float) -> None:
+    """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    return lr
 
 
 def check_plan(options, *factors: int) -> None:
