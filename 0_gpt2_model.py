@@ -38,19 +38,11 @@ class Options:
 def print_table(model: GPT, B: int, T: int) -> None:
     """The parts of the model in the order of the computation, with the shape of each output."""
     outputs = {}  # a part's name → the shape of its output
-
-    parts = [(name, part) for name, part in model.named_modules() if list(part.parameters())]
-    leaves = [(name, part) for name, part in parts if not list(part.children())]
-    names = {part: name for name, part in leaves}
-
-    def remember(part, inputs, output):
-        outputs[names[part]] = tuple(output.shape)
-
-    hooks = [part.register_forward_hook(remember) for part in names]
+    leaves = [(k, part) for k, part in model.named_modules() if list(part.parameters(False))]
+    for name, part in leaves:
+        part.register_forward_hook(lambda _, __, y, k=name: outputs.update({k: tuple(y.shape)}))
     device = next(model.parameters()).device
     model(torch.zeros(B, T, dtype=torch.long, device=device))
-    for hook in hooks:
-        hook.remove()
 
     n_layer = model.config.n_layer
     print(f"{'part':<26}{'weight':>16}{'parameters':>16}   its output")

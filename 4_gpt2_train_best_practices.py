@@ -10,8 +10,8 @@ standard deviation of the residual stream after the last block. PyTorch draws an
 normal(0, 1). With the head tied to it, logits have a standard deviation of √C; and the residual
 stream still contains the embedding of the token just read, whose own logit is therefore far above
 the others. The model predicts that each token repeats, and the loss starts above 60. With GPT-2's
-initialization it starts at about 10.83, and after 100 steps the validation loss equals the first
-model's with half the parameters. metrics.png shows the three curves.
+initialization it starts at about 10.83, and after 100 steps the validation loss is about the first
+model's, with half the parameters. metrics.png shows the three curves.
 """
 
 import math

@@ -117,6 +117,7 @@ def train(
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
+            # new: prefetched into pinned memory, and copied while the GPU still computes
             x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
             # new: the ranks exchange gradients once a step, in the last micro-batch
             with ranks.exchanging(loss_of, now=micro == n_micro - 1):

@@ -58,7 +58,7 @@ class Batches:
         self.tokens, self.B, self.T, self.seed = tokens, batch_size, block_size, seed
         self.n_windows = max(0, len(tokens) - 1) // block_size  # the last one needs a last target
         self.epoch = self.position = 0
-        self._orders = {}  # epoch → its permutation, for this epoch and the next
+        self._orders = {}  # epoch → its starts, for this epoch and the next
         self.check(batch_size)
 
     def check(self, n_windows: int) -> None:
@@ -91,16 +91,15 @@ class Batches:
     def _window(self, i: int) -> np.ndarray:
         """The i-th window from the start of this epoch, (T + 1,); i may reach into the next."""
         ahead, i = divmod(i, self.n_windows)
-        start = self._start(self.epoch + ahead, self._order(self.epoch + ahead)[i])
+        start = self._order(self.epoch + ahead)[i]
         return self.tokens[start : start + self.T + 1]
-
-    def _start(self, epoch: int, window: int) -> int:
-        """The first token of a window, in the order of the text."""
-        return window * self.T
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {e: o for e, o in self._orders.items() if e == self.epoch}
-            rng = np.random.default_rng((self.seed, epoch))
-            self._orders[epoch] = rng.permutation(self.n_windows)
+            self._orders[epoch] = self.starts(epoch)
         return self._orders[epoch]
+
+    def starts(self, epoch: int) -> np.ndarray:
+        """Where an epoch's windows start, in the order in which they are taken."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.n_windows) * self.T

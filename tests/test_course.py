@@ -158,11 +158,11 @@ def test_options_have_one_name_everywhere():
         1: {"prompt", "samples", "max_new_tokens", "temperature", "top_k", "eval_tokens", "export",
             "stride", "hellaswag", "hellaswag_file", "hellaswag_limit"},
         5: {"rungs", "eval_tokens", "json"},
-        6: train | {"betas", "adamw"},
+        6: train | {"betas"},
         7: train | {"recipe", "init_from", "stop_at", "dropout",
             "eval_every", "eval_tokens", "eval_hellaswag", "hellaswag_file", "hellaswag_limit",
             "checkpoint_every", "keep", "resume", "restart", "shard"},
-        8: {"phases", "sampler", "n_embd", "n_layer", "n_head", "eval_tokens"},
+        8: {"phases", "sampler", "storage", "n_embd", "n_layer", "n_head", "eval_tokens"},
         9: {"prompt", "interactive", "max_new_tokens", "stop", "samples", "temperature", "top_k",
             "top_p", "compile", "rungs", "eval_tokens", "json"},
     }  # fmt: skip

@@ -1,6 +1,5 @@
 """Batches for a long run: shared between ranks, read ahead by a thread, resumable."""
 
-import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,9 +24,9 @@ class RankBatches(Batches):
         self.advance(self.world_size * self.B)
         return batch
 
-    def _start(self, epoch: int, window: int) -> int:
-        shift = _shift(self.seed, epoch, self.T)
-        return min(window * self.T + shift, len(self.tokens) - 1 - self.T)
+    def starts(self, epoch: int) -> np.ndarray:
+        shift = np.random.default_rng((self.seed, epoch, 1)).integers(self.T) if epoch else 0
+        return np.minimum(super().starts(epoch) + shift, len(self.tokens) - 1 - self.T)
 
     def state(self) -> dict[str, int]:
         """The position in the stream, the same on every rank."""
@@ -36,12 +35,6 @@ class RankBatches(Batches):
     def restore(self, state: dict[str, int]) -> None:
         """Resume at a state(): the next batches are those that would have come."""
         self.epoch, self.position = state["epoch"], state["position"]
-
-
-@functools.lru_cache(2)  # a batch may hold the end of one epoch and the start of the next
-def _shift(seed: int, epoch: int, T: int) -> int:
-    """By how many tokens an epoch's windows are moved."""
-    return int(np.random.default_rng((seed, epoch, 1)).integers(T)) if epoch else 0
 
 
 class Prefetcher:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common.data import Tokens
-from common.init import init_weights, tie_weights
+from common.init import tie_weights
 from common.kit.cli import UserError
 from common.kit.device import seed_everything
 from common.kit.disk import check_room, lock, remove, run_folder, write_json
@@ -20,7 +20,7 @@ from common.run.batches import Prefetcher
 from common.run.export import facts
 from common.run.ranks import Ranks
 from common.run.recipes import run_config, saved_config
-from common.speed import Setting, pad_vocab
+from common.speed import Setting, build, pad_vocab
 from common.tokenizer import VOCAB_SIZE
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and at most two moments
@@ -93,21 +93,20 @@ class Run:
         """The model on every rank, in full or, with --shard, a shard of it. Its weights are rank
         0's; those of a checkpoint are restored later."""
         how = {"attention": setting.attention, "dropout": options.dropout}
-        model = self._model_of_rank_0(options, how) if self.ranks.is_main else None
+        model = self._model_of_rank_0(options, setting, how) if self.ranks.is_main else None
         config = self.ranks.from_main(lambda: model.config)
         if options.shard:
             weights = model and dict(model.named_parameters())
             return self.ranks.shard(config, weights, setting.dtype)
         return (model or tie_weights(GPT(config))).to(self.ranks.device)
 
-    def _model_of_rank_0(self, options, how: dict) -> GPT:
+    def _model_of_rank_0(self, options, setting: Setting, how: dict) -> GPT:
         if self.saved and "model" in self.saved:
             return tie_weights(GPT(GPTConfig(**self.saved["model"], **how)))
         if options.init_from:
             return pad_vocab(_pretrained(options, how))
-        T = options.block_size
-        config = preset(options.model, T, block_size=T, vocab_size=options.vocab_size, **how)
-        return pad_vocab(init_weights(tie_weights(GPT(config)), options.seed))
+        sizes = {"block_size": options.block_size, "vocab_size": options.vocab_size}
+        return build(preset(options.model, **sizes, **how), setting, options.seed)
 
     def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
         """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
