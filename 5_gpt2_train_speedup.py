@@ -120,7 +120,8 @@ def measure(name, setting, config, tokens, options, device, hugging_face=False) 
 
 
 def in_new_process(*arguments, **names) -> Rung:
-    """`measure`, where glibc has its usual settings: pick_device's speed up their model too."""
+    """`measure` without pick_device's setting of the allocator: that helps their model, too."""
+    release_memory()  # this process's
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, *arguments, **names).result()
 
@@ -148,10 +149,8 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
     if previous is None:
         raise UserError("no rung fits the memory: give a smaller --batch-size or --block-size")
     if setting.compile and ladder.rungs[-1] is previous:
-        ways = {"Hugging Face": measure}
-        if device.type == "cpu" and sys.platform == "linux":
-            ways["HF untuned"] = in_new_process
-        for name, way in ways.items():
+        linux = device.type == "cpu" and sys.platform == "linux"
+        for name, way in (("Hugging Face", measure), ("HF untuned", in_new_process))[: 1 + linux]:
             with ladder.skip_if_full(name):
                 theirs = way(name, setting, *fixed, hugging_face=True)
                 ladder.add(theirs)

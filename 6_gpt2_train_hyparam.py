@@ -56,13 +56,13 @@ class Options:
     total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
     # optimization
     steps: int = 250  # train for so many; the learning rate falls over all of them
-    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; try 2e-3, with Muon 1e-2
+    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; try 2e-3
     lr_floor: float = 0.1  # let it end at this share of --lr
     warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
-    optimizer: Literal["adamw", "muon"] = "adamw"  # for the matrices of the blocks
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: with --lr 1e-2 --weight-decay 1.2
     seed: int = 1337  # draw other weights and batches
     # run
     prompt: str = "\n"  # let the sample continue this
@@ -83,7 +83,7 @@ def train(
     # new: biases and LayerNorms do not decay; AdamW has GPT-3's betas
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas)
-    # new, and not in GPT-3's paper: with more weight decay Muon learns more in the same time
+    # new, and not in GPT-3's paper: Muon learns more in the same time if weights decay more
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)

@@ -63,7 +63,7 @@ class Options:
     sampler: Literal["grid", "random", "tpe"] = "grid"  # choose the first trials so
     seed: int = 1337  # draw other trials, weights and batches
     out: str = "runs/8_search"  # write to this folder
-    storage: str | None = None  # keep trials in this database; by default, in --out
+    storage: str | None = None  # keep trials in a database, a journal; by default, in --out
     # device
     device: str = "auto"  # run on auto, cpu, cuda, cuda:1 or mps
 

@@ -1,5 +1,7 @@
 """Stage 8's phases and its study, with nothing trained: nothing twice, nothing lost."""
 
+from pathlib import Path
+
 import pytest
 from optuna.trial import TrialState
 
@@ -195,12 +197,19 @@ def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
         tell(two, two.take(), loss)
     assert one.phase() is None and [trial.value for trial in one.complete(1)] == [5.0]
     assert not (folder / "study.db").exists()
-    other = tmp_path / "other"
-    other.mkdir()
-    assert Search(other, *how).take().number == 0
     (tmp_path / "elsewhere/one").mkdir(parents=True)
-    with pytest.raises(UserError, match="has a search called one, and .*/elsewhere/one has none"):
-        Search(tmp_path / "elsewhere/one", *how)
+    assert Search(tmp_path / "elsewhere/one", *how).take().number == 0  # a search of its own
+    assert [trial.value for trial in Search(folder, *how).complete(1)] == [5.0]
+    with pytest.raises(UserError, match="was begun with --storage: go on so"):
+        Search(folder, *how[:-1])
+    with pytest.raises(UserError, match="has no search 'one [0-9a-f]{8}, phase 1': give the one"):
+        Search(folder, *how[:-1], str(tmp_path / "new.log"))
+    search_with(tmp_path / "plain", "4x5", [1.0])
+    with pytest.raises(UserError, match="was begun without --storage"):
+        Search(tmp_path / "plain", *how)
+    Path(journal).write_text("a user's notes")
+    with pytest.raises(UserError, match="journal.log is another kind of file"):
+        Search(folder, *how)
 
 
 @pytest.mark.parametrize("storage, words", [

@@ -74,8 +74,9 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory is full. On a CPU, on Apple's GPUs and in CUDA's own errors only the message
-    tells."""
-    messages = ("can't allocate memory", "out of memory", "Invalid buffer size")
+    tells, and where Linux killed another process for it."""
+    messages = ("can't allocate memory", "out of memory", "Invalid buffer size",
+                "process pool was terminated")  # fmt: skip
     full = any(message in str(error) for message in messages)
     return full or isinstance(error, torch.OutOfMemoryError)
 

@@ -87,7 +87,7 @@ def read_recipe(name: str, options_class: type) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
-    if others := sorted(set(found) & {"recipe", *OF_THE_COMMAND}):
+    if others := sorted(set(found) & {"recipe", "init_from", *OF_THE_COMMAND}):
         raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
     try:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
@@ -118,9 +118,11 @@ def resolve(options, saved: dict | None, ranks: Ranks):
             from common.pretrained import hugging_face_config  # it takes seconds to import
 
             vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
+            usual = FINE_TUNING | {"vocab_size": vocab_size}
+            if name in RECIPES:
+                usual["block_size"] = min(base["block_size"], 1024)
             own = {} if name in RECIPES else found  # written for this run
-            base |= FINE_TUNING | own | {"model": None, "vocab_size": vocab_size}
-            base["block_size"] = min(base.get("block_size", 1024), 1024)
+            base |= usual | own | {"model": None}
         elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
     if "data" in given and Path(given["data"]).expanduser().exists():

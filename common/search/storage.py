@@ -1,5 +1,6 @@
 """Where Optuna keeps a search's trials: a file in its folder, or what machines share."""
 
+import secrets
 from pathlib import Path
 
 import optuna
@@ -9,40 +10,50 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from common.kit.cli import UserError
+from common.kit.disk import write_text
 
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # it is damaged, unreachable, or full
 
 
 def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optuna.Study]:
-    """A study a phase, new if the folder has no trials/. Later, a storage without them is damaged.
+    """A study a phase, new if the folder has no trials/. After that the storage must have them.
 
     storage: a database's URL, as SQLAlchemy reads it, or a journal file; by default, study.db in
-    the search's folder. Raises UserError for one that is no storage, or that has another search of
-    this name, and STORAGE_ERRORS.
+    the search's folder. One storage may have many searches: a folder's file study.txt says which is
+    its own. Raises UserError for what is no storage, or not this search's, and STORAGE_ERRORS.
     """
-    name = f"{folder.resolve().name}, phase" if storage else "phase"
-    names, begun = [f"{name} {k + 1}" for k in range(n_phases)], folder / "trials"
+    file, begun = folder / "study.txt", (folder / "trials").exists()
+    if begun and file.exists() != bool(storage):
+        how = "with" if file.exists() else "without"
+        raise UserError(f"the search in {folder} was begun {how} --storage: go on so")
+    if storage and not file.exists():
+        write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
+    name = file.read_text() if storage else "phase"
+    names = [f"{name} {k + 1}" for k in range(n_phases)]
     try:
         opened = _open(storage) if storage else get_storage(f"sqlite:///{folder / 'study.db'}")
-        if begun.exists():
+        if begun:
             return [optuna.load_study(study_name=name, storage=opened) for name in names]
         how = {"storage": opened, "load_if_exists": True}
         studies = [optuna.create_study(study_name=name, **how) for name in names]
     except (KeyError, RuntimeError) as error:  # no such study; of another version of Optuna
+        if storage and isinstance(error, KeyError):
+            raise UserError(f"--storage has no search '{name} 1': give the one that {folder} was "
+                            "begun with") from None  # fmt: skip
         raise StorageInternalError from error
-    if studies[0].get_trials(deepcopy=False) and storage:
-        raise UserError(f"--storage has a search called {folder.resolve().name}, and {folder} has "
-                        "none: give another --out")  # fmt: skip
-    begun.mkdir()
+    (folder / "trials").mkdir()
     return studies
 
 
 def _open(storage: str) -> BaseStorage:
     try:
-        if "://" not in storage:
-            return JournalStorage(JournalFileBackend(storage))
-        return get_storage(storage)
+        if "://" in storage:
+            return get_storage(storage)
+        file = Path(storage)
+        if file.exists() and file.stat().st_size and b"op_code" not in file.read_bytes()[:99]:
+            raise ValueError(f"{storage} is another kind of file")  # nothing is appended to that
+        return JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"--storage can't be used: {reason}; give a URL such as "
-                        "postgresql://user@host/name, or a file") from None  # fmt: skip
+                        "postgresql+psycopg://user@host/name, or a file") from None  # fmt: skip
