@@ -23,6 +23,8 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
     return options | {"lr": lr, "steps": round(260e9 / tokens)} | others
 
 
+# With --init-from, in place of a named recipe's: trained weights take smaller updates.
+FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
 # Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
 # table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
 RECIPES = {
@@ -30,7 +32,7 @@ RECIPES = {
         "4x4x256", 128, 16, 2**11, 1e-2, lr_floor=0.0, weight_decay=1.2, optimizer="muon",
         vocab_size=1024, steps=2000, eval_every=250, eval_tokens=2**14
     ),
-    "fine-tuning": recipe("", 128, 8, 2**10, 3e-5, steps=300, eval_tokens=2**14),  # a model's own
+    "fine-tuning": recipe("", 128, 8, 2**10, **FINE_TUNING, steps=300, eval_tokens=2**14),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
     "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
@@ -47,8 +49,6 @@ DEFAULTS = {
     "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
     "dtype": "auto", "attention": "auto", "compile": "auto",
 }  # fmt: skip
-# With --init-from, in place of a named recipe's: trained weights take smaller updates.
-FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
 # With another value of these, a resumed run would be another run.
 UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
                 "total_batch_tokens", "dropout", "seed")  # fmt: skip
@@ -113,18 +113,19 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         usual = "fine-tuning" if options.init_from else "laptop"
         name = options.recipe if options.recipe is not None else usual
         found = read_recipe(name, type(options))
-        base = DEFAULTS | {"recipe": name} | found
         if options.init_from:
             from common.pretrained import hugging_face_config  # it takes seconds to import
 
             vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
-            usual = FINE_TUNING | {"vocab_size": vocab_size}
-            if name in RECIPES:
-                usual["block_size"] = min(base["block_size"], 1024)
-            own = {} if name in RECIPES else found  # written for this run
-            base |= usual | own | {"model": None}
+            tuning = FINE_TUNING | {"vocab_size": vocab_size}
+            if name in RECIPES:  # its numbers are for a new model
+                found = found | tuning | {"block_size": min(found["block_size"], 1024)}
+            else:  # a file's are for this run
+                found = tuning | found
+            found["model"] = None
         elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
+        base = DEFAULTS | {"recipe": name} | found
     if "data" in given and Path(given["data"]).expanduser().exists():
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
     options = replace(options, **(base | given))

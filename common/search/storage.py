@@ -34,8 +34,8 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
         opened = _open(storage) if storage else get_storage(f"sqlite:///{folder / 'study.db'}")
         if begun:
             return [optuna.load_study(study_name=name, storage=opened) for name in names]
-        how = {"storage": opened, "load_if_exists": True}
-        studies = [optuna.create_study(study_name=name, **how) for name in names]
+        new = {"storage": opened, "load_if_exists": True}
+        studies = [optuna.create_study(study_name=name, **new) for name in names]
     except (KeyError, RuntimeError) as error:  # no such study; of another version of Optuna
         if storage and isinstance(error, KeyError):
             raise UserError(f"--storage has no search '{name} 1': give the one that {folder} was "
@@ -49,9 +49,11 @@ def _open(storage: str) -> BaseStorage:
     try:
         if "://" in storage:
             return get_storage(storage)
-        file = Path(storage)
-        if file.exists() and file.stat().st_size and b"op_code" not in file.read_bytes()[:99]:
-            raise ValueError(f"{storage} is another kind of file")  # nothing is appended to that
+        if Path(storage).exists():
+            with open(storage, "rb") as file:
+                begin = file.read(99)
+            if begin and b"op_code" not in begin:
+                raise ValueError(f"{storage} is another kind of file")  # nothing is appended to it
         return JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]

@@ -122,7 +122,7 @@ def main(options: Options) -> None:
     tokens = ids_of(text, "training text", plan.vocab_size)
     val = ids_of(val_text, "validation text", plan.vocab_size)
     B, T = plan.batch_size, plan.block_size
-    config = preset(plan.model, T, block_size=T, vocab_size=plan.vocab_size)
+    config = preset(plan.model, block_size=T, vocab_size=plan.vocab_size)
     setting = best_setting(config, B, T, device, compile=plan.compile)
     peak = matmul_peak(device, setting.dtype or torch.float32)
     model = build(config, setting, options.seed).to(device)
