@@ -192,7 +192,7 @@ def main(options: Options) -> None:
         stream = RankBatches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
         batches = Prefetcher(stream, pin=device.type == "cuda")
         val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
-        setting = setting_of(options.dtype, options.attention, options.compile)
+        setting = setting_of(options.dtype, options.attention, options.compile, device)
         repeat_exactly(device)
         model = run.model(options, setting).train()
         sizes = replace(model.config, vocab_size=options.vocab_size)  # without padding

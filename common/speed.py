@@ -19,6 +19,9 @@ from common.kit.cli import is_out_of_memory
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
+# SDPA's kernels but cuDNN's, which plans for tens of ms for each new shape.
+FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -30,6 +33,7 @@ class Setting:
     vocab_multiple: int = 1
     compile: bool = False
     fused: bool = False  # stage 5's AdamW; that of common/optim.py always is
+    residual: bool = False  # the residual stream in autocast's dtype
 
     def names(self) -> dict[str, str]:
         """As options of a script: dtype, attention, compile."""
@@ -41,18 +45,16 @@ class Setting:
 
 
 def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
-    """Stage 4's model, tied and initialized, with the setting's attention and vocabulary."""
+    """Stage 4's model, tied and initialized, with what the setting changes of it."""
     model = tie_weights(GPT(replace(config, attention=setting.attention)))
-    return pad_vocab(init_weights(model, seed), setting.vocab_multiple)
+    return narrow_residual(pad_vocab(init_weights(model, seed), setting.vocab_multiple), setting)
 
 
 def flash_attention(q, k, v, dropout_p=0.0):
     """`causal_attention` as one kernel that never holds all (T, T) scores (FlashAttention, Dao et
     al., 2022). q, k, v: (B, nh, T, hs)."""
-    # cuDNN plans for tens of ms for each new shape. A training run has one; sampling has many.
-    without_cudnn = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    training = torch.is_grad_enabled()
-    with contextlib.nullcontext() if training else sdpa_kernel(without_cudnn):
+    training = torch.is_grad_enabled()  # always of one shape
+    with contextlib.nullcontext() if training else sdpa_kernel(FOR_ANY_SHAPE):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
@@ -109,13 +111,17 @@ def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
     return model
 
 
-def why_not_tf32(device: torch.device) -> str | None:
-    """TF32 rounds the factors of a product to 10 bits of mantissa: NVIDIA's Ampere and later."""
-    if device.type != "cuda":
-        return f"TF32 is a mode of NVIDIA GPUs, not of {device.type}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "this GPU is older than Ampere"
-    return None
+def narrow_residual(model: GPT, setting: Setting) -> GPT:
+    """With setting.residual model's blocks add, under autocast, to a residual stream of its dtype,
+    not of fp32. Returns model. Twice has the same effect as once."""
+
+    def narrow(block, inputs):
+        device, (x,) = inputs[0].device.type, inputs
+        return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+    if setting.residual:
+        model.transformer.h[0].register_forward_pre_hook(narrow)
+    return model
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -173,21 +179,26 @@ def why_not(
     change: dict, setting: Setting, config: GPTConfig, B: int, T: int, device: torch.device
 ) -> str | None:
     """The reason to leave the change out, for batches (B, T) on this device, or None."""
-    if "tf32" in change:
-        return why_not_tf32(device)
+    if "tf32" in change and device.type != "cuda":
+        return f"TF32 is a mode of NVIDIA GPUs, not of {device.type}"
+    if "tf32" in change and torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than Ampere"
     if "dtype" in change and change["dtype"] is None:
         return "this CPU has no AVX512-BF16, AMX or ARM bf16"
     if "attention" in change:
         return why_not_flash(config, B, T, setting.dtype, device)
+    if "residual" in change and (device.type, setting.dtype) != ("cuda", torch.bfloat16):
+        return "it pays on NVIDIA's GPUs alone, in bf16"
     return why_not_compile(device) if "compile" in change else None
 
 
-def setting_of(dtype: str, attention: str, compile: str) -> Setting:
+def setting_of(dtype: str, attention: str, compile: str, device: torch.device) -> Setting:
     """The Setting with these names, on a vocabulary padded to a multiple of 128."""
     function = {"formula": causal_attention, "flash": flash_attention}[attention]
     autocast_to = None if dtype == "float32" else getattr(torch, dtype)
     how = {"attention": function, "vocab_multiple": 128, "compile": compile == "yes"}
-    return Setting(dtype=autocast_to, **how)
+    residual = device.type == "cuda" and autocast_to is torch.bfloat16
+    return Setting(dtype=autocast_to, residual=residual, **how)
 
 
 def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype: str = "auto",
@@ -197,8 +208,8 @@ def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype:
     if dtype == "auto":
         dtype = str(autocast_dtype(device) or torch.float32).removeprefix("torch.")
     if attention == "auto":
-        autocast_to = setting_of(dtype, "formula", "no").dtype
+        autocast_to = setting_of(dtype, "formula", "no", device).dtype
         attention = "formula" if why_not_flash(config, B, T, autocast_to, device) else "flash"
     if compile == "auto":
         compile = "no" if why_not_compile(device) else "yes"
-    return setting_of(dtype, attention, compile)
+    return setting_of(dtype, attention, compile, device)

@@ -36,8 +36,8 @@ from common.speed import (
     loss_function,
     pad_vocab,
     setting_of,
+    why_not,
     why_not_compile,
-    why_not_tf32,
 )
 
 CPU = torch.device("cpu")
@@ -148,7 +148,34 @@ def test_gpus_before_ampere_take_fp16_and_no_tf32(monkeypatch, capability, dtype
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda")
     assert autocast_dtype(device) is dtype
-    assert (why_not_tf32(device) is None) == (dtype is torch.bfloat16)
+    tf32 = why_not({"tf32": True}, Setting(), TINY, 2, 8, device)
+    assert tf32 == (None if dtype is torch.bfloat16 else "this GPU is older than Ampere")
+    residual = why_not({"residual": True}, Setting(dtype=dtype), TINY, 2, 8, device)
+    assert (residual is None) == (dtype is torch.bfloat16)
+
+
+def test_the_residual_stream_is_of_autocasts_dtype():
+    """Only if the setting says so, and only under autocast; the loss stays near."""
+    x, y = torch.randint(50257, (2, 2, 32))
+    losses, found = {}, []
+    for narrow in (False, True):
+        model = build(TINY, Setting(residual=narrow), 1)
+        for block in model.transformer.h:
+            block.register_forward_hook(lambda _, x, y: found.append(y.dtype))
+        with autocast(CPU, torch.bfloat16):
+            losses[narrow] = model(x, y)[1]
+        assert set(found) == {torch.bfloat16 if narrow else torch.float32}
+        losses[narrow].backward()
+        found.clear()
+        model(x)
+        assert set(found) == {torch.float32}
+        found.clear()
+    assert losses[True].dtype is torch.float32
+    assert losses[True].item() == pytest.approx(losses[False].item(), abs=0.02)
+    a100 = torch.device("cuda")
+    assert setting_of("bfloat16", "flash", "yes", a100).residual
+    assert not setting_of("float16", "flash", "yes", a100).residual
+    assert not setting_of("bfloat16", "flash", "yes", CPU).residual
 
 
 def test_hugging_faces_row_has_our_loss_and_gradient():
@@ -322,7 +349,8 @@ def test_every_rung_is_the_same_model():
     for found in zip(*losses, strict=True):
         assert max(found) - min(found) < 0.02
     assert [name for name, *_ in rungs] == [
-        "fp32", "TF32", "autocast", "attention", "vocabulary", "compile", "fused AdamW"
+        "fp32", "TF32", "autocast", "attention", "vocabulary", "compile", "fused AdamW",
+        "residual"
     ]  # fmt: skip
 
 
@@ -380,7 +408,7 @@ def test_the_best_setting_is_what_was_asked_for_or_measured(monkeypatch):
     assert best_setting(TINY, 2, 8, CPU).attention is flash_attention
     given = {"dtype": "float32", "attention": "formula", "compile": "yes"}
     assert best_setting(TINY, 2, 8, CPU, **given).names() == given
-    assert setting_of(**given).dtype is None
+    assert setting_of(**given, device=CPU).dtype is None
 
 
 def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
@@ -580,7 +608,7 @@ def test_apples_memory_is_released_too(monkeypatch):
 
 def test_bad_input(refused, text_file):
     data = ("--data", str(text_file))
-    refused("--rungs 7: give some of 0 to 6", 5, *data, "--rungs", "7")
+    refused("--rungs 8: give some of 0 to 7", 5, *data, "--rungs", "8")
     refused("--rungs 0 -1", 5, *data, "--rungs", "0", "-1")
     refused("--steps is 2: give 3 or more", 5, *data, "--steps", "2")
     refused("--batch-size is 0", 5, *data, "--batch-size", "0")

@@ -61,7 +61,7 @@ def test_every_rung_has_the_first_ones_loss(ran, text_file, tmp_path):
     ran(5, "--model", "2x4x256", "--batch-size", "4", "--block-size", "128", "--steps", "4",
         "--data", str(text_file), "--json", "ladder.json")  # fmt: skip
     rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
-    assert len(rungs) == 8 and all(r["ms"] for r in rungs if not r["name"].startswith("1"))
+    assert len(rungs) == 10 and all(r["ms"] for r in rungs if not r["name"].startswith("1"))
     assert all(abs(r["loss"] - rungs[0]["loss"]) < 0.02 for r in rungs if r["ms"])
     assert all(0 < r["peak_bytes"] < 2**34 for r in rungs if r["ms"])
 

@@ -39,6 +39,8 @@ def pick_device(name: str = "auto") -> torch.device:
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cpu":
         keep_freed_memory()
+    # Compiling fp32, torch would advise TF32, which stage 5 measures.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     print(f"device: {device} ({why}): {describe(device)}")
     return device
 

@@ -20,7 +20,7 @@ from common.run.batches import Prefetcher
 from common.run.export import facts
 from common.run.ranks import Ranks
 from common.run.recipes import run_config, saved_config
-from common.speed import Setting, build, pad_vocab
+from common.speed import Setting, build, narrow_residual, pad_vocab
 from common.tokenizer import VOCAB_SIZE
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and at most two moments
@@ -98,7 +98,7 @@ class Run:
         if options.shard:
             weights = model and dict(model.named_parameters())
             return self.ranks.shard(config, weights, setting.dtype)
-        return (model or tie_weights(GPT(config))).to(self.ranks.device)
+        return narrow_residual(model or tie_weights(GPT(config)), setting).to(self.ranks.device)
 
     def _model_of_rank_0(self, options, setting: Setting, how: dict) -> GPT:
         if self.saved and "model" in self.saved:
