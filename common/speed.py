@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.init import init_weights, tie_weights
 from common.kit.cli import is_out_of_memory
+from common.kit.device import quiet_compiler
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
@@ -140,9 +141,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def autocast(device: torch.device, dtype: torch.dtype | None):
     """Matrix products in dtype, weights in fp32; other operations follow the device's autocast
     policy. With None everything is fp32."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def why_not_compile(device: torch.device) -> str | None:
@@ -162,6 +161,7 @@ def why_not_compile(device: torch.device) -> str | None:
 def compiled(work, **options):
     """torch.compile of a module or a function. On a CPU the compiler is told to compute tanh as
     2·sigmoid(2x) − 1, with one exp: GELU is mostly tanh, and a bf16 step takes 2 % less time."""
+    quiet_compiler()
     return torch.compile(work, options={"cpp.use_decompose_tanh": True} | options)
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import platform
 import re
 import sys
@@ -39,8 +40,6 @@ def pick_device(name: str = "auto") -> torch.device:
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cpu":
         keep_freed_memory()
-    # Compiling fp32, torch would advise TF32, which stage 5 measures.
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     print(f"device: {device} ({why}): {describe(device)}")
     return device
 
@@ -61,6 +60,13 @@ def gpu_fault(index: int) -> str | None:
         fault = f"it is of sm_{major}{minor}, torch has code for {torch.cuda.get_arch_list()}"
     return (f"{fault}; torch {torch.__version__} is for CUDA {torch.version.cuda}: install another "
             "driver, or another torch from pytorch.org")  # fmt: skip
+
+
+def quiet_compiler() -> None:
+    """Let torch.compile neither advise TF32, which stage 5 measures, nor say on a CPU that it found
+    CUDA and no GPU."""
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def seed_everything(seed: int) -> None:

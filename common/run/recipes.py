@@ -25,8 +25,9 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 
 # With --init-from, in place of a named recipe's: trained weights take smaller updates.
 FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
-# Model, T, B for one GPU of 80 GB (an estimate), tokens in a batch, learning rate: GPT-3 paper,
-# table 2.1. Left out: its batch that grows at the start, its sparse attention in every other layer.
+# Model, T, B for one GPU of 80 GB (measured for gpt2-124m, else an estimate), tokens in a batch,
+# learning rate: GPT-3 paper, table 2.1. Left out: its batch that grows at the start, its sparse
+# attention in every other layer.
 RECIPES = {
     "laptop": recipe(  # for five minutes, the best of docs/records.md
         "4x4x256", 128, 16, 2**11, 1e-2, lr_floor=0.0, weight_decay=1.2, optimizer="muon",
