@@ -68,7 +68,7 @@ class Options:
     temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
-    compile: Literal["auto", "yes", "no"] = "auto"  # to 8-bit weights; auto: if long
+    compile: Literal["auto", "yes", "no"] = "auto"  # with weights of 8 or 16 bits; auto: if long
     seed: int = 42  # draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
     # the ladder of speed
@@ -206,13 +206,15 @@ def voice(model: GPT, S: int, options: Options) -> Voice:
     if options.compile == "yes" or (options.compile == "auto" and long):
         reason = why_not_compile(device)
     sampling = (options.temperature, options.top_k, options.top_p)
-    decoder = Decoder(model if reason else small(model, 8), 1, S, FixedCache, *sampling)
+    bits = 8 if device.type == "cpu" else 16  # what the ladder found to be fastest
+    decoder = Decoder(model if reason else small(model, bits), 1, S, FixedCache, *sampling)
     step = None
     if not reason:
         print("compiling for about half a minute; --compile no does without")
         step, ids = compiled_step(decoder), torch.zeros(1, 1, dtype=torch.int64, device=device)
         list(islice(decode(decoder, ids, step=step), 2))
-    print(f"decoding: {f'eager, fp32 ({reason})' if reason else 'compiled, 8-bit weights'}")
+    how = f"eager, fp32 ({reason})" if reason else f"compiled, weights of {bits} bits"
+    print(f"decoding: {how}")
     return Voice(decoder, step, options.max_new_tokens, options.stop)
 
 

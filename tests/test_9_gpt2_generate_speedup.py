@@ -230,11 +230,12 @@ def test_a_text_beyond_the_block_size(call, folder):
 def test_compiled_if_it_pays(call, folder, monkeypatch):
     options = ("--model", str(folder), "--prompt", "To be")
     assert "eager, fp32" in call(9, *options, "--max-new-tokens", "5")[1]
-    assert "compiled, 8-bit" in call(9, *options, "--max-new-tokens", "5", "--compile", "yes")[1]
+    asked = (*options, "--max-new-tokens", "5", "--compile", "yes")
+    assert "compiled, weights of 8 bits" in call(9, *asked)[1]
     long = (*options, "--max-new-tokens", "500", "--samples", "2")
     monkeypatch.setattr("common.talk.Voice.continue_text", lambda self, text, seed: [f"{seed}"])
     code, stdout, _ = call(9, *long)
-    assert stdout.endswith("compiled, 8-bit weights\nTo be42\nTo be43\n")
+    assert stdout.endswith("compiled, weights of 8 bits\nTo be42\nTo be43\n")
     assert "eager, fp32" in call(9, *long, "--compile", "no")[1]
     monkeypatch.setattr("common.speed.why_not_compile", lambda device: "no compiler")
     assert "eager, fp32 (no compiler)" in call(9, *long)[1]
