@@ -1,9 +1,9 @@
-"""Stage 0: the model, and proof that it is GPT-2.
+"""Stage 0: the model, its parts and shapes, and two checks.
 
 New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read the
 first before this script; it is the model of the whole course.
 
-    python 0_gpt2_model.py                      # some seconds
+    python 0_gpt2_model.py                      # 5 seconds
     python 0_gpt2_model.py --model gpt3-13b     # a table only: no weights are allocated
 
 You will see every part of the model with its shape, its parameters and the shape of its output for
@@ -29,8 +29,8 @@ MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: s
 @dataclass
 class Options:
     model: str = "gpt2"  # build this preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b
-    batch_size: int = 4  # check it with so many rows of random ids
-    block_size: int = 64  # and so many tokens in each row
+    batch_size: int = 4  # check it with this many rows of random ids
+    block_size: int = 64  # and this many tokens in each row
     seed: int = 1337  # draw other weights and ids
     device: str = "auto"  # run on auto, cpu, cuda or mps
 

@@ -4,7 +4,7 @@ New here: common/tokenizer.py (text to ids), common/pretrained.py (weights), com
 (sampling), common/evals.py (loss, perplexity, bits per byte) and common/hellaswag.py (a test of
 common sense). Read them in this order.
 
-    python 1_gpt2_hf_eval.py                  # OpenAI's 124M; under a minute
+    python 1_gpt2_hf_eval.py                  # OpenAI's 124M; half a minute
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
     python 1_gpt2_hf_eval.py --export FOLDER  # our model, for transformers
 
@@ -35,17 +35,17 @@ from common.tokenizer import gpt2_tokenizer
 class Options:
     model: str = "gpt2"  # a name on the Hub (gpt2, gpt2-xl, …) or a folder in its format
     prompt: str = "Hello, I'm a language model,"  # continue this text
-    samples: int = 5  # continue it so many times
-    max_new_tokens: int = 30  # end each sample after so many tokens
+    samples: int = 5  # continue it this many times
+    max_new_tokens: int = 30  # end each sample after this many tokens
     temperature: float = 1.0  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     data: str = "tinyshakespeare"  # evaluate on this text: a name, a file or a folder
-    eval_tokens: int = 8192  # take so many tokens of its end
-    stride: int | None = None  # move a window by so many tokens; by default, by its length
-    batch_size: int = 4  # evaluate so many windows, or questions, at once
+    eval_tokens: int = 8192  # take this many tokens of its end
+    stride: int | None = None  # move a window by this many tokens; by default, by its length
+    batch_size: int = 4  # evaluate this many windows, or questions, at once
     hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
     hellaswag_file: str | None = None  # read this hellaswag_val.jsonl; by default, download it
-    hellaswag_limit: int | None = None  # ask only so many questions; by default, all
+    hellaswag_limit: int | None = None  # ask only this many questions; by default, all
     export: str | None = None  # a new folder for our model in Hugging Face's format
     seed: int = 42  # draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps

@@ -37,7 +37,7 @@ notebook, and asked the moon to wait."""
 @dataclass
 class Options:
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
-    steps: int = 40  # train for so many steps
+    steps: int = 40  # train for this many steps
     lr: float = 3e-4  # raise the learning rate to learn faster, until the loss jumps
     seed: int = 1337  # draw other weights
     device: str = "auto"  # run on auto, cpu, cuda or mps

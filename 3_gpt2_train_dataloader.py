@@ -33,9 +33,9 @@ COLUMNS = ("step", "loss", "ms", "tokens_per_s", "val_loss")
 class Options:
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
-    steps: int = 100  # train for so many steps
-    batch_size: int = 8  # B: put so many rows in a batch
-    block_size: int = 128  # T: put so many tokens in a row
+    steps: int = 100  # train for this many steps
+    batch_size: int = 8  # B: put this many rows in a batch
+    block_size: int = 128  # T: put this many tokens in a row
     lr: float = 1e-3  # raise the learning rate to learn faster, until the loss jumps
     seed: int = 1337  # draw other weights and batches
     out: str = "runs/3_dataloader"  # write to this folder

@@ -9,11 +9,11 @@ The second command is for a GPU. You will see one row per rung, each on top of t
 median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
 first loss is from rung 0's, and the validation loss after the last step. MFU is the share of the
 fastest matrix product that this machine does in that precision; papers divide by the data sheet's
-peak instead. A rung that this machine lacks, that its memory does not hold, or that a short timing
-shows to be slower, is skipped with the reason. Then come Hugging Face's model with the same
-autocast, compilation and optimizer; on Linux CPUs once more in a new process, without our setting
-of glibc's allocator (HF untuned); and rung 0 again. Its change (drift) shows how steady the machine
-was.
+peak instead. A rung that this machine lacks, that its memory does not hold, or that is slower here,
+is skipped with the reason. Then come Hugging Face's model with the same autocast, compilation and
+optimizer, but attention, vocabulary and residual stream of its own; on Linux CPUs once more in a
+new process, without our setting of glibc's allocator (HF untuned); and rung 0 again. Its change
+(drift) shows how steady the machine was.
 """
 
 import sys
@@ -48,10 +48,10 @@ from common.speed import (
 class Options:
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
-    steps: int = 7  # take so many on each rung; the first two warm up and are not timed
-    batch_size: int = 4  # B: put so many rows in a batch
-    block_size: int = 128  # T: put so many tokens in a row
-    eval_tokens: int = 1024  # evaluate on so many validation tokens
+    steps: int = 7  # take this many on each rung; the first two warm up and are not timed
+    batch_size: int = 4  # B: put this many rows in a batch
+    block_size: int = 128  # T: put this many tokens in a row
+    eval_tokens: int = 1024  # evaluate on this many validation tokens
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these; each includes those below it
     lr: float = 3e-4  # set the learning rate
     seed: int = 1337  # draw other weights and batches
@@ -70,7 +70,7 @@ def speedups(device: torch.device) -> list[tuple]:
         ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: full tiles"),
         ("compile", {"compile": True}, "fused kernels: less memory traffic"),
         ("fused AdamW", {"fused": True}, "one pass over weights, gradients and moments"),
-        ("residual", {"residual": True}, "16 bits from block to block, too"),
+        ("residual", {"residual": True}, "16 bits from block to block: less memory traffic"),
     ]
 
 
@@ -79,7 +79,7 @@ def train(
 ) -> None:
     """Train model on the batches, at the speed of a rung."""
     device = next(model.parameters()).device
-    # new: on the last rung one fused kernel; below it, None leaves the choice to torch, as before
+    # new: from rung 6 on one fused kernel; before it, None leaves the choice to torch
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=setting.fused or None)
     loss_of = loss_function(model, setting.compile)  # new: compiled into fused kernels
     # new: small gradients would be 0 in fp16, so the loss is scaled up, and the optimizer's step
@@ -131,7 +131,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
     """Measure one rung after the other, Hugging Face's model, and the first rung again."""
     fixed = (config, tokens, options, device)
     B, T = options.batch_size, options.block_size
-    setting, reached, previous = Setting(), Setting(), None
+    setting, done = Setting(), []  # done: each measured rung, with its setting
     for k, (name, change, _) in enumerate(speedups(device)[: max(options.rungs) + 1]):
         with ladder.skip_if_full(f"{k} {name}"):
             if reason := why_not(change, setting, config, B, T, device):
@@ -140,22 +140,23 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
             setting = replace(setting, **change)
             if k == 0 or k in options.rungs:
                 rung = measure(f"{k} {name}", setting, *fixed)
-                ladder.add(rung, previous)
-                if previous is None:
-                    first, left = setting, (len(options.rungs) + 2) * sum(rung.ms) / 1000 + 60
+                ladder.add(rung, done[-1][0] if done else None)
+                if not done:
+                    left = (len(options.rungs) + 2) * sum(rung.ms) / 1000 + 60
                     print(f"{'':14} about {duration(left)} to go at most")
                 if setting.compile:
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
-                previous, reached = rung, setting
-    if previous is None:
+                done.append((rung, setting))
+    if not done:
         raise UserError("no rung fits the memory: give a smaller --batch-size or --block-size")
-    if reached.compile:
-        linux = device.type == "cpu" and sys.platform == "linux"
-        for name, way in (("Hugging Face", measure), ("HF untuned", in_new_process))[: 1 + linux]:
+    (_, first), (ours, setting) = done[0], done[-1]
+    ways = {"Hugging Face": measure, "HF untuned": in_new_process} if setting.compile else {}
+    for name, way in ways.items():
+        if way is measure or (device.type == "cpu" and sys.platform == "linux"):
             with ladder.skip_if_full(name):
-                theirs = way(name, reached, *fixed, hugging_face=True)
+                theirs = way(name, setting, *fixed, hugging_face=True)
                 ladder.add(theirs)
-                print(f"{'':14} ours takes {previous.median_ms / theirs.median_ms:.2f} of its time")
+                print(f"{'':14} ours takes {ours.median_ms / theirs.median_ms:.2f} of its time")
     ladder.add_last(measure(f"{ladder.first.name}, again", first, *fixed))
 
 
@@ -180,8 +181,7 @@ def main(options: Options) -> None:
     try:
         climb(ladder, config, tokens, options, device)
     finally:
-        title = f"{options.model}, {B} × {T} tokens"
-        ladder.save(folder / "ladder.png", options.json, title)
+        ladder.save(folder / "ladder.png", options.json, f"{options.model}, {B} × {T} tokens")
 
 
 if __name__ == "__main__":

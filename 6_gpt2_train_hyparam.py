@@ -6,7 +6,7 @@ and decays, gradient clipping, weight decay, AdamW's betas, and large batches. B
 only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon, of
 2024, and a smaller vocabulary are there to try.
 
-    python 6_gpt2_train_hyparam.py     # a small GPT, under 5 minutes on two CPU cores
+    python 6_gpt2_train_hyparam.py     # a small GPT, 1.5 minutes on two CPU cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
         --batch-size 16 --total-batch-tokens 524288
 
@@ -48,17 +48,17 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 class Options:
     # model
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
-    block_size: int = 128  # T: put so many tokens in a row
-    vocab_size: int = 50257  # know the first so many of GPT-2's tokens: all, or a multiple of 128
+    block_size: int = 128  # T: put this many tokens in a row
+    vocab_size: int = 50257  # know only the first of GPT-2's tokens: all, or a multiple of 128
     # data
     data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
     total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
     # optimization
-    steps: int = 250  # train for so many; the learning rate falls over all of them
+    steps: int = 250  # train for this many; the learning rate falls over all of them
     lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; try 2e-3
     lr_floor: float = 0.1  # let it end at this share of --lr
-    warmup_steps: int = 25  # let it rise over so many: a tenth, or GPT-3's 375 million tokens
+    warmup_steps: int = 25  # let it rise over this many: a tenth, or GPT-3's 375 million tokens
     betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
@@ -87,7 +87,7 @@ def train(
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
-    # new: so many micro-batches make a batch
+    # new: this many micro-batches make a batch
     n_micro = options.total_batch_tokens // (options.batch_size * options.block_size)
     for step in range(options.steps):
         start = time.perf_counter()
@@ -119,7 +119,8 @@ def train(
 
 
 def print_what_each_did(log: RunLog, model, batches, val, options: Options, setting) -> None:
-    """What the run shows of each, then the time of steps of 1 and of 4 micro-batches."""
+    """What the run shows of each, then the time of steps of 1 and of 4 micro-batches. Those train
+    the model further, which is exported already."""
     rows = log.rows()
     norms = [float(row["norm"]) for row in rows if row["norm"]]
     clipped = sum(not norm <= options.clip for norm in norms)

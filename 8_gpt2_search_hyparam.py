@@ -4,7 +4,7 @@ New here, in common/search/: phases.py (what is tried), study.py (which process 
 when) and trial.py (one setting of hyper-parameters); skim storage.py, report.py and importance.py.
 The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
-    python 8_gpt2_search_hyparam.py       # 3 minutes on two CPU cores
+    python 8_gpt2_search_hyparam.py       # a minute on two CPU cores
     python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe
     python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml
 
@@ -42,7 +42,7 @@ from common.search.study import Search, open_search
 from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
-EVALS = 3  # a phase, at most
+EVALS = 3  # per phase, at most
 SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
 
 
@@ -57,7 +57,7 @@ class Options:
     n_head: tuple[int, ...] = ()  # by default, width / 64, as in GPT-2
     # data
     data: str = "tinyshakespeare"  # train on this; or on plays, a text, a folder, shards
-    eval_tokens: int = 2048  # evaluate on so many validation tokens
+    eval_tokens: int = 2048  # evaluate on this many validation tokens
     # run
     phases: str = "24x20,6x60,2x180"  # trials x steps; promote each phase's best to the next
     sampler: Literal["grid", "random", "tpe"] = "grid"  # choose the first trials so
@@ -105,7 +105,7 @@ def train(
     with autocast(device, setting.dtype):
         loss_of(zeros, zeros).backward()  # new: a trial's seconds do not count the slow first pass
     optimizer.zero_grad()
-    saved, eval_every = time.perf_counter(), -(-phase.steps // EVALS)
+    saved, eval_every = time.perf_counter(), math.ceil(phase.steps / EVALS)
     for step in range(trial.step, phase.last):
         start = time.perf_counter()
         # new: constant after the warm-up, since nobody knows yet how long this trial will last
@@ -142,7 +142,7 @@ def train(
 def train_all(search: Search, tokens: Tokens, options: Options, device, stop: StopSignal) -> None:
     """Train one trial after another until none is left. Raises KeyboardInterrupt if asked to
     stop."""
-    # Eager: to compile each trial takes longer than most of them.
+    # Eager: compiling a trial takes longer than training most of them.
     setting = Setting(dtype=autocast_dtype(device), vocab_multiple=128)
     val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
     log = SearchLog(search)
@@ -154,8 +154,8 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
             time.sleep(2)  # other processes train the rest of this phase
             continue
         values = trial.values
-        setting_of_trial = ", ".join(f"{name} {value:g}" for name, value in values.items())
-        print(f"trial {trial.number}: {setting_of_trial}")
+        chosen = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        print(f"trial {trial.number}: {chosen}")
         try:
             model = build(config_of(values), setting, options.seed).to(device)
             B, T = values["batch_size"], values["block_size"]

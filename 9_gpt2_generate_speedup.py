@@ -3,11 +3,11 @@
 New here: common/decode.py (a cache of keys and values), common/quantize.py (16 and 8 bits) and
 common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the table.
 
-    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 3 minutes on two CPU cores
+    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 1.5 minutes on two CPU cores
     python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 
-The first command decodes the same tokens again and again, a row a rung, each on top of the ones
+The first command decodes the same tokens again and again, one row per rung, each on top of the ones
 before. A new token needs few operations, but all weights: it can't take less time than to read
 them from memory. For each rung you will see the median time of a step and its spread (half the
 range of the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share
@@ -62,9 +62,9 @@ class Options:
     model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
     prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue one line after the other, as you type them
-    max_new_tokens: int = 256  # end a text, or an answer, after so many
+    max_new_tokens: int = 256  # end a text, or an answer, after this many
     stop: str | None = None  # end before this text; by default, only at <|endoftext|>
-    samples: int = 1  # continue the prompt so many times
+    samples: int = 1  # continue the prompt this many times
     temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
@@ -74,7 +74,7 @@ class Options:
     # the ladder of speed
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 comes always
     data: str = "tinyshakespeare"  # take the bits per byte of its validation text
-    eval_tokens: int = 512  # take so many tokens of that
+    eval_tokens: int = 512  # take this many tokens of that
     out: str = "runs/9_generate"  # write to this folder
     json: str | None = None  # write all numbers to this file too; by default, to none
 
@@ -129,7 +129,7 @@ def speedups(device: torch.device) -> list[tuple]:
 
 
 def small(model: GPT, bits: int) -> GPT:
-    """A copy of the model with weights of so many bits."""
+    """A copy of the model whose matrices are RowLinear, of this many bits."""
     native = autocast_dtype(next(model.parameters()).device)
     dense = torch.float32 if bits == 32 else native or torch.float32
     return quantized(model, bits, native or torch.bfloat16, dense)
@@ -139,7 +139,7 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
     """Decode n new tokens after ids (1, T)."""
     rung = DecodeRung(name, "float32" if way.bits == 32 else f"{way.bits} bits", B=way.B)
     ids, S = ids.expand(way.B, -1), ids.size(1) + n
-    if way.compile or way.bits < 32:
+    if way.compile or way.bits < 32:  # in fp32, too: one compiled loop over a matrix
         model = small(model, way.bits)
     if way.cache:
         decoder = Decoder(model, way.B, S, way.cache, temperature=0)
@@ -202,18 +202,19 @@ def voice(model: GPT, S: int, options: Options) -> Voice:
     """The model, ready to continue texts of up to S tokens: compiled, if that pays."""
     device = next(model.parameters()).device
     long = options.interactive or options.samples * options.max_new_tokens >= 1000
-    reason = "as asked" if options.compile == "no" else "so few tokens; --compile yes compiles"
-    if options.compile == "yes" or (options.compile == "auto" and long):
-        reason = why_not_compile(device)
+    if options.compile == "auto" and not long:
+        why_eager = "so few tokens; --compile yes compiles"
+    else:
+        why_eager = "as asked" if options.compile == "no" else why_not_compile(device)
     sampling = (options.temperature, options.top_k, options.top_p)
-    bits = 8 if device.type == "cpu" else 16  # what the ladder found to be fastest
-    decoder = Decoder(model if reason else small(model, bits), 1, S, FixedCache, *sampling)
+    bits = 8 if device.type == "cpu" else 16  # the fastest on two cores, and on an H100
+    decoder = Decoder(model if why_eager else small(model, bits), 1, S, FixedCache, *sampling)
     step = None
-    if not reason:
+    if not why_eager:
         print("compiling for about half a minute; --compile no does without")
         step, ids = compiled_step(decoder), torch.zeros(1, 1, dtype=torch.int64, device=device)
-        list(islice(decode(decoder, ids, step=step), 2))
-    how = f"eager, fp32 ({reason})" if reason else f"compiled, weights of {bits} bits"
+        list(islice(decode(decoder, ids, step=step), 2))  # now, and not within an answer
+    how = f"eager, fp32 ({why_eager})" if why_eager else f"compiled, weights of {bits} bits"
     print(f"decoding: {how}")
     return Voice(decoder, step, options.max_new_tokens, options.stop)
 

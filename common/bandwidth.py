@@ -64,8 +64,9 @@ class DecodeLadder(Ladder):
         """Of a model's continuations of a prompt (1, T)."""
         self.model, self.prompt = model, prompt
         self.device, self.rungs = prompt.device, []
-        self.peaks = {("bytes/s",): read_bandwidth(self.device)}
-        print(f"memory: {self.peaks['bytes/s',] / 1e9:.1f} GB/s, a sum over 1 GB\n")
+        self.bandwidth = read_bandwidth(self.device)
+        self.peaks = {("bytes/s",): self.bandwidth}  # a key has parts, which `save` joins
+        print(f"memory: {self.bandwidth / 1e9:.1f} GB/s, a sum over 1 GB\n")
         self.print_header()
 
     def bar(self, rung: DecodeRung) -> float:
@@ -78,7 +79,7 @@ class DecodeLadder(Ladder):
 
     def check(self, rung: DecodeRung, first: DecodeRung) -> str:
         rung.tokens_per_s = rung.B * 1000 / rung.median_ms
-        rung.bandwidth = rung.bytes_read / rung.median_ms * 1000 / self.peaks["bytes/s",]
+        rung.bandwidth = rung.bytes_read / rung.median_ms * 1000 / self.bandwidth
         rung.same_ids = share_of_ids(rung.ids, first.ids)
         if rung.dtype == first.dtype and rung.same_ids < 1 and not self.is_tie(rung, first):
             raise AssertionError(f"{rung.name}: other tokens than {first.name}'s in fp32")
@@ -149,18 +150,17 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
 
 
 def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
-    """Measure transformers' `generate` on the model's weights: in fp32, in 16 bits where they
-    are native, and the faster of the two compiled. On a GPU `generate` itself compiles, and
-    records CUDA graphs."""
+    """Measure transformers' `generate` on the model's weights: in fp32, and where they are native
+    in 16 bits, also compiled. On NVIDIA's GPUs `generate` itself compiles, with CUDA graphs."""
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     native = autocast_dtype(ids.device)
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", native)):
         if dtype:
-            with sdpa_kernel(FOR_ANY_SHAPE):
+            with sdpa_kernel(FOR_ANY_SHAPE):  # else cuDNN would plan anew for each length
                 ladder.add(hugging_face(theirs.to(dtype), ids, n, name))
     if not why_not_compile(ids.device):
-        theirs.to(native if ladder.fastest("HF").name == "HF 16 bits" else torch.float32)
-        if ids.device.type == "cpu":
+        theirs.to(native or torch.float32)
+        if ids.device.type != "cuda":
             theirs.forward = torch.compile(theirs.forward)
         ladder.add(hugging_face(theirs, ids, n, "HF compiled", cache_implementation="static"))
     times = ours.tokens_per_s / ladder.fastest("HF").tokens_per_s

@@ -97,8 +97,9 @@ def sample(logits, noise, temperature: float, top_k: int | None, top_p: float) -
     k most probable tokens, top_p from the fewest whose probabilities add up to p (nucleus
     sampling, Holtzman et al., 2020).
 
-    noise (B, k) is drawn from the exponential distribution: the largest p_i / noise_i is then that
-    of token i with probability p_i. torch.multinomial draws in the same way.
+    noise (B, k) comes from outside, so that a compiled step needs no random generator. It is drawn
+    from the exponential distribution: the largest p_i / noise_i is then that of token i with
+    probability p_i. torch.multinomial draws in the same way.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)

@@ -168,13 +168,10 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
-    lengths = [ladder.bar(rung) for rung in rungs]
-    bars = axes.barh([rung.name for rung in rungs], lengths, color=colors)
+    bars = axes.barh([r.name for r in rungs], [ladder.bar(r) for r in rungs], color=colors)
     labels = [f" {r.times_first:.2f}×, {ladder.limit} {r.share:.0%}" for r in rungs]
     axes.bar_label(bars, labels)
     axes.invert_yaxis()
     axes.margins(x=0.4)
-    if max(lengths) > 50 * min(lengths):  # a batch beside single texts
-        axes.set(xscale="log", xlim=(min(lengths) / 3, max(lengths) * 30))
     axes.set(xlabel=ladder.bars, title=title)
     save_figure(figure, path)

@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def adamw(
     groups: list[dict], lr: float, betas: tuple[float, float] = (0.9, 0.95)
 ) -> torch.optim.AdamW:
-    """AdamW with GPT-3's constants, fused as on stage 5's last rung."""
+    """AdamW with GPT-3's constants, fused as on stage 5's rung 6."""
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 

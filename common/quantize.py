@@ -1,5 +1,5 @@
-"""Weights in 16 or 8 bits. Reading one token takes 2 operations for each weight: its time is the
-time to read the weights from memory, and half the bits are twice the speed.
+"""Weights in 16 or 8 bits. Reading one token takes 2 operations for each weight: on a CPU its time
+is the time to read the weights from memory, and half the bits are up to twice the speed.
 
 Only the weights are small. Activations, and all sums, stay fp32.
 """

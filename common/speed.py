@@ -1,5 +1,5 @@
 """Ways to (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary, compilation,
-a fused update.
+a fused update, a narrow residual stream.
 
 A machine may lack one of them: `why_not` returns the reason, or None.
 """
@@ -20,7 +20,7 @@ from common.kit.device import quiet_compiler
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
-# SDPA's kernels but cuDNN's, which plans for tens of ms for each new shape.
+# SDPA's kernels, but not cuDNN's, which spends tens of ms on a plan for each new shape.
 FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -54,7 +54,7 @@ def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
 def flash_attention(q, k, v, dropout_p=0.0):
     """`causal_attention` as one kernel that never holds all (T, T) scores (FlashAttention, Dao et
     al., 2022). q, k, v: (B, nh, T, hs)."""
-    training = torch.is_grad_enabled()  # always of one shape
+    training = torch.is_grad_enabled()  # then all batches have one shape
     with contextlib.nullcontext() if training else sdpa_kernel(FOR_ANY_SHAPE):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
@@ -113,8 +113,8 @@ def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
 
 
 def narrow_residual(model: GPT, setting: Setting) -> GPT:
-    """With setting.residual model's blocks add, under autocast, to a residual stream of its dtype,
-    not of fp32. Returns model. Twice has the same effect as once."""
+    """With setting.residual cast what enters the first block to autocast's dtype; all later sums
+    are then of it. Else the embeddings, in fp32, would widen them all. Returns model."""
 
     def narrow(block, inputs):
         device, (x,) = inputs[0].device.type, inputs
@@ -188,7 +188,7 @@ def why_not(
     if "attention" in change:
         return why_not_flash(config, B, T, setting.dtype, device)
     if "residual" in change and (device.type, setting.dtype) != ("cuda", torch.bfloat16):
-        return "it pays on NVIDIA's GPUs alone, in bf16"
+        return "it is for bf16 on NVIDIA's GPUs"
     return why_not_compile(device) if "compile" in change else None
 
 

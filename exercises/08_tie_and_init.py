@@ -1,7 +1,7 @@
 """Exercise 8, stage 4: weight tying, and how large the first weights are.
 
 The matrix that reads tokens (wte) and the one that predicts them (lm_head) have the same shape and
-the same meaning, a vector a token: GPT-2 has one for both. That saves 38,597,376 of stage 0's
+the same meaning, one vector per token: GPT-2 has one for both. That saves 38,597,376 of stage 0's
 163,037,184 parameters.
 
 Each block adds to the residual stream twice, by the two layers called c_proj. 2 · n_layer sums of

@@ -1,8 +1,8 @@
 """Exercise 9, stage 5: pad the vocabulary without changing the loss.
 
-Kernels work in tiles, and 50257 = 392 · 128 + 81 leaves one half empty. 50304 = 393 · 128 is
-computed faster, if 47 rows are added to wte and lm_head for ids that never occur in a text. But
-each new row takes part in the softmax: its logit adds to the sum, and so to the loss:
+Kernels work in tiles, and the last tile of 50257 = 392 · 128 + 81 is a third empty. 50304 =
+393 · 128 is computed faster, if 47 rows are added to wte and lm_head for ids that never occur in a
+text. But each new row takes part in the softmax: its logit adds to the sum, and so to the loss:
 
     loss = ln Σ exp(logits) − logit of the target
 

@@ -3,7 +3,7 @@
 How near is a training step to what the machine can do? Count the FLOPs of the formulas, not those
 that an implementation happens to do, and divide what was done in a second by the machine's peak.
 
-A weight of a matrix costs a token one multiplication and one addition forward, and twice that
+A weight of a matrix costs one multiplication and one addition per token forward, and twice that
 backward, once for the gradient of the input and once for its own: 6 FLOPs. Attention's products of
 T queries and T keys, and of T weights and T values, have no weights of their own: 12 C T per layer
 and token, forward and backward. GPT-2's matrices are 12 C² weights a layer (4 C² in attention, 8 C²
@@ -29,7 +29,7 @@ def mfu(tokens: int, ms: float, flops_per_token: int, peak: float) -> float:
 
 # region Hint. Fold this away; open it when you are stuck.
 #
-# The first is the formula. GPT-2 124M costs 854,438,400 FLOPs a token at T = 1024, and attention is
-# 13 % of that. The second: FLOP/s are FLOPs a token, times tokens a second, and a second has
+# The first is the formula. GPT-2 124M costs 854,438,400 FLOPs per token at T = 1024, and attention
+# is 13 % of that. The second: FLOP/s are FLOPs per token times tokens per second, and a second has
 # 1,000 ms.
 # endregion

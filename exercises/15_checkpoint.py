@@ -28,7 +28,7 @@ def newest(folder: Path) -> tuple[int, bytes] | None:
 
 # region Hint. Fold this away; open it when you are stuck.
 #
-# One file a step, such as step_00000010: hashlib.sha256(data).digest(), 32 bytes, and then data.
+# One file per step, such as step_00000010: hashlib.sha256(data).digest(), 32 bytes, and then data.
 # Write it as .partial with open(path, "wb"); file.flush() empties Python's buffer and
 # os.fsync(file.fileno()) the system's; os.replace renames over what is there. newest goes through
 # folder.glob("step_*"), the highest step first (as numbers: as text, 9 comes after 10), and returns

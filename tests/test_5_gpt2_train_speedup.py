@@ -172,9 +172,9 @@ def test_the_residual_stream_is_of_autocasts_dtype():
         found.clear()
     assert losses[True].dtype is torch.float32
     assert losses[True].item() == pytest.approx(losses[False].item(), abs=0.02)
-    a100 = torch.device("cuda")
-    assert setting_of("bfloat16", "flash", "yes", a100).residual
-    assert not setting_of("float16", "flash", "yes", a100).residual
+    gpu = torch.device("cuda")
+    assert setting_of("bfloat16", "flash", "yes", gpu).residual
+    assert not setting_of("float16", "flash", "yes", gpu).residual
     assert not setting_of("bfloat16", "flash", "yes", CPU).residual
 
 
@@ -372,7 +372,7 @@ def test_with_everything_off_the_loop_is_stage_4s():
         assert torch.equal(a, b), name
 
 
-def test_the_last_rungs_update_is_fused_and_the_others_is_not(monkeypatch):
+def test_rung_6s_update_is_fused_and_the_others_is_not(monkeypatch):
     seen = []
     usual = torch.optim.AdamW.__init__
     monkeypatch.setattr(

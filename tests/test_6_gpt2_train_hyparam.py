@@ -201,7 +201,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch():
 
 def test_with_everything_off_the_loop_is_stage_5s():
     """Off is identity: no decay, no clipping, a constant learning rate, one micro-batch, PyTorch's
-    betas, on stage 5's last rung. Stage 5's AdamW decays everything by 0.01 · lr: none here."""
+    betas, on stage 5's rung 6. Stage 5's AdamW decays everything by 0.01 · lr: none here."""
     neutral = {"steps": 3, "lr": 1e-3, "warmup_steps": 0, "clip": math.inf, "weight_decay": 0.0,
                "betas": (0.9, 0.999), "total_batch_tokens": 32}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

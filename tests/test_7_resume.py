@@ -32,7 +32,9 @@ from test_7_checkpoint import flip
 from common.run import checkpoint
 from common.run.log import LongRunLog
 from common.run.ranks import Ranks
+from common.run.resume import Run
 from common.run.signals import StopSignal
+from common.speed import Setting
 
 
 @pytest.fixture(autouse=True)
@@ -248,6 +250,23 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint(text_file, tmp_path):
     assert checkpoint.why_damaged(path) is None
     assert checkpoint.read(path)["state"]["step"] == len(losses(folder))
     assert (folder / "metrics.png").exists() and not (folder / "hf").exists()
+
+
+def test_the_residual_stream_is_as_narrow_in_every_kind_of_run(call, options, monkeypatch):
+    """New, resumed, and from another's weights: as on a GPU."""
+    made, model = [], Run.model
+    monkeypatch.setattr(Run, "model", lambda run, *how: made.append(model(run, *how)) or made[-1])
+    narrow = Setting(dtype=torch.bfloat16, residual=True)
+    monkeypatch.setattr("common.speed.setting_of", lambda *names: narrow)
+    vocabulary = ("--vocab-size", "512")
+    for how in (
+        (*options, *vocabulary, "--out", "one", "--stop-at", "4"),
+        ("--resume", "--out", "one"),
+        (*options[2:], *vocabulary, "--init-from", "one/hf", "--out", "two"),
+    ):
+        code, _, stderr = call(7, *how)
+        assert code == 0, stderr
+    assert [len(model.transformer.h[0]._forward_pre_hooks) for model in made] == [1, 1, 1]
 
 
 def test_ctrl_c_while_a_step_compiles_is_one_line(text_file, tmp_path):

@@ -31,8 +31,8 @@ class Options:
 
 
 def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
-    """What a model's card says of the run in `folder` after so many steps, from its options and its
-    log."""
+    """What a model's card says of the run in `folder` after this many steps, from its options and
+    its log."""
     check_fields(config, {"recipe": str, "data": str, "total_batch_tokens": COUNT}, folder)
     tuned = bool(config.get("init_from"))
     usual_recipe = "fine-tuning" if tuned else "laptop"

@@ -82,7 +82,7 @@ class Ranks:
         wait for the device in a step."""
         numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
         if self.world_size > 1:
-            dist.all_reduce(numbers[:2])
+            dist.all_reduce(numbers[:2])  # the norm is of averaged gradients: the same on all
             _set_pg_timeout(timedelta(minutes=30))  # all have compiled: longer waits are hangs
         loss, stopping, norm = numbers.tolist()
         return loss / self.world_size, norm, stopping > 0
@@ -118,7 +118,7 @@ class Ranks:
         loss_of = compiled(Loss(model)) if compile else Loss(model)
         if self.world_size == 1 or isinstance(next(model.parameters()), DTensor):
             return loss_of
-        # GPT-2 124M is compiled into a graph a bucket: 5 of 100 MB, but 14 of 25, the default.
+        # torch compiles a graph for each bucket: 5 for GPT-2 124M; with the default, 25 MB, 14.
         return DistributedDataParallel(loss_of, bucket_cap_mb=100)
 
     def shard(self, config: GPTConfig, weights: dict | None, dtype: torch.dtype | None) -> GPT:

@@ -106,7 +106,8 @@ class Run:
         if options.init_from:
             return pad_vocab(_pretrained(options, how))
         sizes = {"block_size": options.block_size, "vocab_size": options.vocab_size}
-        return build(preset(options.model, **sizes, **how), setting, options.seed)
+        without = replace(setting, residual=False)  # `model` sees to that
+        return build(preset(options.model, **sizes, **how), without, options.seed)
 
     def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
         """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
@@ -141,7 +142,7 @@ class Run:
                             "row: --resume with --dtype float32 or a lower --lr")  # fmt: skip
 
     def save(self, step: int, model: GPT, optimizer, scaler, batches: Prefetcher, options) -> None:
-        """Write a checkpoint after so many steps."""
+        """Write a checkpoint after this many steps."""
         state = {name: getattr(self, name) for name in OF_THE_RUN} | {
             "step": step, "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
         texts = {"state": state, "config": run_config(options)}
@@ -149,7 +150,7 @@ class Run:
         print(f"saved: {path}")
 
     def export(self, step: int, model: GPT, options) -> None:
-        """Write the model after so many steps as hf/ into the folder."""
+        """Write the model after this many steps as hf/ into the folder."""
         weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
         told = (run_config(options), step)
         self.ranks.from_main(lambda: self._export(model.config, weights, told))

@@ -130,8 +130,8 @@ def plot_curves(path: Path, trials: list[FrozenTrial], space: dict, names: list[
 
 
 def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> None:
-    """A line a trial, coloured by its value of the hyper-parameter `name`: validation loss against
-    steps, on log axes. Where a trial failed, a × at the upper edge."""
+    """One line per trial, coloured by its value of the hyper-parameter `name`: validation loss
+    against steps, on log axes. Where a trial failed, a × at the upper edge."""
     palette = colormaps["tab10"] if len(values) <= 10 else colormaps["turbo"].resampled(len(values))
     colors = {value: palette(k) for k, value in enumerate(sorted(values))}
     for value, color in colors.items():

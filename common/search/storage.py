@@ -16,7 +16,7 @@ STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # it is damaged, unrea
 
 
 def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optuna.Study]:
-    """A study a phase, new if the folder has no trials/. After that the storage must have them.
+    """One study per phase, new if the folder has no trials/. After that the storage must have them.
 
     storage: a database's URL, as SQLAlchemy reads it, or a journal file; by default, study.db in
     the search's folder. One storage may have many searches: a folder's file study.txt says which is

@@ -1,8 +1,8 @@
 """A search in phases: many trials are trained for a few steps, the best of them for more, and so
 on. A trial that is promoted resumes from its checkpoint: no step is trained twice.
 
-Optuna keeps the trials and their losses, a study a phase. Several processes may work on one folder:
-each takes its trials under a lock, and a trial whose process has died is free again.
+Optuna keeps the trials and their losses, one study per phase. Several processes may work on one
+folder: each takes its trials under a lock, and a trial whose process has died is free again.
 """
 
 import json
@@ -154,8 +154,8 @@ class Search:
         return self.folder / "trials" / f"{number_of(trial):04d}"
 
     def alive(self, trial: Trial) -> None:
-        """Note that a trial's process came this far: what ends it now is not the trial. Report its
-        validation loss, for Optuna's dashboard."""
+        """Forget how many processes died of a trial: this one got so far, and what ends it now is
+        not the trial. Report the validation loss, for Optuna's dashboard."""
         with self.lock:
             trial.asked.set_user_attr("starts", 0)
             if trial.curve:

@@ -41,7 +41,7 @@ class Options:
     source: str  # fineweb-edu, openwebtext, a file or a folder; to --verify: shards
     out: str = "data/shards"  # write the shards to this folder
     field: str = "text"  # read this field of a JSON line, or column of Parquet
-    shard_tokens: int = 10**8  # put so many tokens in a shard
+    shard_tokens: int = 10**8  # put this many tokens in a shard
     val_fraction: float | None = None  # validate on so large a part; by default, the first shard
     verify: bool = False  # compare the shards in a folder with its meta.json
 

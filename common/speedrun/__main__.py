@@ -82,7 +82,7 @@ def ids_of(text: str, title: str, vocab_size: int) -> torch.Tensor:
 
 
 def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: float) -> int:
-    """Stage 6's loop, but for so many seconds: the learning rate follows the time. Returns the
+    """Stage 6's loop, but for this many seconds: the learning rate follows the time. Returns the
     steps taken."""
     device, step = next(model.parameters()).device, 0
     groups = parameter_groups(model, plan.weight_decay)

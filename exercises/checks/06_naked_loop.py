@@ -1,4 +1,4 @@
-"""A table of logits, one row a token, is trained beside loops with known mistakes."""
+"""A table of logits, one row per token, is trained beside loops with known mistakes."""
 
 import math
 

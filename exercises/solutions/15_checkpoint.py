@@ -30,7 +30,7 @@ def sum_fits(content):
 def simple(
     name="step_{:08d}", temporary=True, flush="both", remove=False, number=int, fits=sum_fits
 ):
-    """A file a step, written with care or without."""
+    """One file per step, written with care or without."""
 
     def save(folder, step, data):
         path = folder / name.format(step)
