@@ -109,7 +109,7 @@ def main() -> None:
     column(9.3, [
         ("attn.c_attn", weight[block + "attn.c_attn"], BLUE, said(shapes[block + "attn.c_attn"])),
         ("split into q, k, v and 12 heads", "", GREY, f"each {said(shapes['q'])}"),
-        ("softmax(q kᵀ / √64), itself and the past", "", GREY, said(shapes["scores"])),
+        ("softmax(q kᵀ / √64)", "over a position and its past", GREY, said(shapes["scores"])),
         ("· v", "", GREY, said(shapes["y"])),
         ("attn.c_proj", weight[block + "attn.c_proj"], BLUE, said(shapes[block + "attn.c_proj"])),
     ], top=8.2, step=0.98)  # fmt: skip

@@ -52,7 +52,7 @@ def exercises_of(stage: int) -> str:
 
 
 def table() -> str:
-    rows = ["| stage | what it adds | lines of `train` | time | exercises | new in `common/` |"]
+    rows = ["| stage | what it adds | changed lines of `train` | time | exercises | new in `common/` |"]
     rows += ["|---|---|--:|--:|---|---|"]
     paths = sorted(ROOT.glob("[0-9]_*.py"))
     for before, path in zip([None, *paths], paths, strict=False):
