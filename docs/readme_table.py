@@ -52,8 +52,8 @@ def exercises_of(stage: int) -> str:
 
 
 def table() -> str:
-    rows = ["| stage | what it adds | changed lines of `train` | time | exercises | new in `common/` |"]
-    rows += ["|---|---|--:|--:|---|---|"]
+    heads = ["stage", "what it adds", "changed lines of `train`", "time", "exercises"]
+    rows = [f"| {' | '.join(heads)} | new in `common/` |", "|---|---|--:|--:|---|---|"]
     paths = sorted(ROOT.glob("[0-9]_*.py"))
     for before, path in zip([None, *paths], paths, strict=False):
         stage, doc = int(path.name[0]), ast.get_docstring(ast.parse(path.read_text()))

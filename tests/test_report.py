@@ -84,6 +84,8 @@ def test_the_scripts_take_the_options(monkeypatch, gib, rows, tokens):
     assert tuple(o.batch_size for o in trainings) == rows
     from common.run.recipes import RECIPES
 
+    ladders = [o.batch_size for part, o in zip(todo, options, strict=True) if part.stage == 5]
+    assert ladders == ([16, rows[1]] if gib else [4])
     for o in trainings:
         total = o.total_batch_tokens or RECIPES[o.recipe or "laptop"]["total_batch_tokens"]
         assert total == tokens and total % (o.batch_size * (1024 if gib else 128)) == 0
