@@ -195,7 +195,7 @@ def main(options: Options) -> None:
         print("the same command resumes the search")
         raise
     except STORAGE_ERRORS as error:
-        reason = str(error.__cause__).split("\n")[0]
+        reason = str(error.__cause__ or error).split("\n")[0]
         where = "--storage" if options.storage else f"{options.out}/study.db"
         hint = f"make room, or give another {'--storage' if options.storage else '--out'}"
         raise UserError(f"{where} can't be read or written: {reason}; {hint}") from None

@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 
 from common.kit.cli import UserError
 from common.search.phases import Phase, new_sampler, read_phases, total_steps
+from common.search.storage import STORAGE_ERRORS
 from common.search.study import Search
 from common.search.trial import Trial
 
@@ -207,6 +208,10 @@ def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
     search_with(tmp_path / "plain", "4x5", [1.0])
     with pytest.raises(UserError, match="was begun without --storage"):
         Search(tmp_path / "plain", *how)
+    with open(journal, "a") as file:
+        file.write('{"op_code": 4, "wor\n')  # the disk was full
+    with pytest.raises(STORAGE_ERRORS):
+        one.trials(0)
     Path(journal).write_text("a user's notes")
     with pytest.raises(UserError, match="journal.log is another kind of file"):
         Search(folder, *how)

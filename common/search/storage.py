@@ -1,6 +1,7 @@
 """Where Optuna keeps a search's trials: a file in its folder, or what machines share."""
 
 import secrets
+from json import JSONDecodeError
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from common.kit.cli import UserError
 from common.kit.disk import write_text
 
-STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)  # it is damaged, unreachable, or full
+# It is damaged, unreachable or full; of a journal, a line was cut off.
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, JSONDecodeError)
 
 
 def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optuna.Study]:
