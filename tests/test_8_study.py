@@ -209,7 +209,7 @@ def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
     with pytest.raises(UserError, match="was begun without --storage"):
         Search(tmp_path / "plain", *how)
     with open(journal, "a") as file:
-        file.write('{"op_code": 4, "wor\n')  # the disk was full
+        file.write('{"op_code": 4, "wor\n{}\n')  # the disk was full, and then no more
     with pytest.raises(STORAGE_ERRORS):
         one.trials(0)
     Path(journal).write_text("a user's notes")
