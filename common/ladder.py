@@ -103,7 +103,7 @@ class Ladder:
         self.rungs.append(rung)
         times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
         print(
-            f"{rung.name:<14}{rung.median_ms:>8.1f}{f'±{spread(rung.timed):.1%}':>8}"
+            f"{rung.name:<14}{rung.median_ms:>8.1f} {f'±{spread(rung.timed):.1%}':>7}"
             f"{rung.tokens_per_s:>9,.0f}{times_previous:>6}{rung.times_first:>7.2f}{own}"
         )
 
