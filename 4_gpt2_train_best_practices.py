@@ -97,6 +97,7 @@ def main(options: Options) -> None:
         for number, (name, prepare) in enumerate(VARIANTS.items(), 1):
             print(f"\nmodel {number} of {len(VARIANTS)}, {name}:")
             log.curve = name
+            log.steps = options.steps * (len(VARIANTS) + 1 - number)  # to come
             seed_everything(options.seed)
             model = prepare(GPT(config), options.seed).to(device)
             batches = Batches(tokens.train, B, T, options.seed)
@@ -118,5 +119,5 @@ if __name__ == "__main__":
 
 # To try:
 #   python 4_gpt2_train_best_practices.py --model gpt-nano --steps 300 --out runs/4_nano
-#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which one still learns?
+#   python 4_gpt2_train_best_practices.py --lr 1e-2 --out runs/4_fast    # which one is best now?
 #   python -m exercises 08    # yours to fill in: tie_and_init

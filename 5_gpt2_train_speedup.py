@@ -190,5 +190,5 @@ if __name__ == "__main__":
 # To try:
 #   python 5_gpt2_train_speedup.py --rungs 0 2            # up to autocast, beside rung 0
 #   python 5_gpt2_train_speedup.py --block-size 1024 --batch-size 1
-#   python 5_gpt2_train_speedup.py --model gpt-mini --json ladder.json
+#   python 5_gpt2_train_speedup.py --model gpt-mini --json runs/ladder.json
 #   python -m exercises 09 10    # yours to fill in: pad_vocab, mfu

@@ -28,7 +28,7 @@ from common.data import Batches, load_tokens
 from common.evals import Evaluation, evaluate
 from common.generate import generate
 from common.kit.cli import quoted, run
-from common.kit.device import pick_device, seed_everything
+from common.kit.device import pick_device, repeat_exactly, seed_everything
 from common.kit.disk import run_folder
 from common.kit.measure import spread
 from common.kit.runlog import RunLog
@@ -145,6 +145,7 @@ def main(options: Options) -> None:
     # new: no positions beyond T, so that the exported model claims no more
     config = preset(options.model, block_size=T, vocab_size=options.vocab_size)
     device = pick_device(options.device)
+    repeat_exactly(device)
     seed_everything(options.seed)
     tokens = load_tokens(options.data, options.vocab_size)
     batches = Batches(tokens.train, B, T, options.seed)

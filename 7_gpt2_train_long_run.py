@@ -217,5 +217,6 @@ if __name__ == "__main__":
 # To try:
 #   python 7_gpt2_train_long_run.py --steps 40 --out runs/short
 #   python 1_gpt2_hf_eval.py --model runs/short/hf --prompt "ROMEO:"
-#   torchrun --standalone --nproc_per_node=2 7_gpt2_train_long_run.py --out runs/two
+#   torchrun --standalone --nproc_per_node=2 7_gpt2_train_long_run.py \
+#       --batch-size 8 --steps 40 --out runs/two
 #   python -m exercises 14 15    # yours to fill in: ranks, checkpoint
