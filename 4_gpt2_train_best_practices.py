@@ -97,7 +97,6 @@ def main(options: Options) -> None:
         for number, (name, prepare) in enumerate(VARIANTS.items(), 1):
             print(f"\nmodel {number} of {len(VARIANTS)}, {name}:")
             log.curve = name
-            log.steps = options.steps * (len(VARIANTS) + 1 - number)  # to come
             seed_everything(options.seed)
             model = prepare(GPT(config), options.seed).to(device)
             batches = Batches(tokens.train, B, T, options.seed)

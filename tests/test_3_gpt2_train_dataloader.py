@@ -129,6 +129,16 @@ def test_a_picture_shows_its_own_run(tmp_path):
     assert picture([3, 2, 1]) == picture([3, 2, 1]) != picture([3, 2, 2])
 
 
+def test_the_time_left_is_that_of_all_curves(tmp_path, capsys):
+    """Two runs of 10 steps of a minute: after the fifth step of each, 15 and 5 are left."""
+    with RunLog(tmp_path, ("curve", "step", "loss", "ms"), steps=20) as log:
+        for log.curve in ("one", "two"):
+            for step in range(10):
+                log.row(step=step, loss=1.0, ms=60000.0)
+    said = [line for line in capsys.readouterr().out.splitlines() if "to go" in line]
+    assert said == ["about 15 min to go", "about 5.0 min to go"]
+
+
 def test_bad_input(refused, text_file, tmp_path):
     data = ("--data", str(text_file))
     refused("--batch-size is 0", 3, *data, "--batch-size", "0")

@@ -32,7 +32,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, columns: tuple[str, ...], steps: int, panels=None):
-        self.folder, self.columns, self.steps, self.panels = folder, columns, steps, panels or {}
+        self.folder, self.columns, self.left, self.panels = folder, columns, steps, panels or {}
         self.curve, self.first = "training", None
         self.file = self.open()
         self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")
@@ -59,9 +59,9 @@ class RunLog:
         self.write(values)
         print("  ".join(PRINTED[k].format(v) for k, v in values.items() if k in PRINTED))
         self.first = step if self.first is None or step < self.first else self.first
-        left = self.steps - 1 - step
-        if step - self.first in (4, 49) and left > 0:  # by then the first steps' warm-up is over
-            print(f"about {duration(left * values['ms'] / 1000)} to go")
+        self.left -= 1
+        if step - self.first in (4, 49) and self.left > 0:  # the first steps' warm-up is over
+            print(f"about {duration(self.left * values['ms'] / 1000)} to go")
 
     def val(self, step: int, val_loss: float, **values) -> None:
         """Write the validation loss before training step `step`."""

@@ -178,14 +178,13 @@ def main(options: Options) -> None:
     slug = "-".join(re.findall(r"\w+", name.lower()))
     file = Path(options.out or ROOT / "docs" / "machines" / f"{slug}.md")
     run_folder(str(file.parent))  # raises now if it can't be written to
-    sections, todo = [f"# {name}", machine(device)], parts(device)
+    text, todo = f"# {name}\n\n{machine(device)}\n", parts(device)
     for number, part in enumerate(todo, 1):
         print(f"\n{number} of {len(todo)}: {part.title}, stage {part.stage}")
-        sections += [f"## {part.title}, stage {part.stage}", run_part(part, device)]
-        write_text(file, "\n\n".join(sections) + "\n")
+        text += f"\n## {part.title}, stage {part.stage}\n\n{run_part(part, device)}\n"
+        write_text(file, text)
     if gpu:  # last: this process keeps the memory
-        sections += ["## Attention's kernels", attention_table(device)]
-        write_text(file, "\n\n".join(sections) + "\n")
+        write_text(file, f"{text}\n## Attention's kernels\n\n{attention_table(device)}\n")
     print(f"\nsaved: {file}")
 
 

@@ -16,7 +16,7 @@ class LongRunLog(TrackedLog):
     def __init__(self, folder: Path | None, columns, steps: int, panels, options,
                  first: int, peak_tokens_per_s: float):  # fmt: skip
         self.first_step, self.peak_tokens_per_s = first, peak_tokens_per_s
-        super().__init__(folder, columns, steps, panels, options, first)
+        super().__init__(folder, columns, steps - first, panels, options, first)
 
     def open(self):
         if self.folder is None:
