@@ -17,28 +17,21 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.kit.cli import UserError
-from common.kit.download import DATA_DIR, check, download, reason
+from common.kit.download import downloaded, reason
 from common.model import GPTConfig
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
-BYTES = 12_246_618  # 10,042 questions
-SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"
+SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 10,042 questions
 
 
 def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
     """HellaSwag's validation questions, or the first `limit`: from a file in its format, else
     downloaded once. Raises UserError for neither, and for a file in another format."""
-    path = DATA_DIR / "hellaswag_val.jsonl"
-    if file is None and not path.exists():
-        try:
-            download(URL, path, BYTES, SHA256, "--hellaswag-file")
-        except requests.RequestException as error:
-            raise UserError(f"HellaSwag can't be downloaded ({reason(error)}): give a copy of "
-                            "hellaswag_val.jsonl as --hellaswag-file") from None  # fmt: skip
-    path = path if file is None else Path(file).expanduser()
+    name = "hellaswag_val.jsonl"
+    path, hint = Path(file or name).expanduser(), f"give a copy of {name} as --hellaswag-file"
     try:
-        data = check(path, SHA256) if file is None else path.read_bytes()
+        data = path.read_bytes() if file else downloaded(URL, name, SHA256, hint)
         questions = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         for number, question in enumerate(questions, 1):
             texts = [question[name] for name in ("activity_label", "ctx_a", "ctx_b", "ctx")]
@@ -46,8 +39,10 @@ def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
             question["label"] = int(question["label"])  # some copies have it as a string
             if question["label"] not in range(4) or list(map(type, texts)) != [str] * 8:
                 raise ValueError(f"question {number} has no label 0 to 3, or not four endings")
+    except requests.RequestException as error:
+        raise UserError(f"HellaSwag can't be downloaded ({reason(error)}): {hint}") from None
     except OSError as error:
-        raise UserError(f"--hellaswag-file {path} can't be read: {error.strerror}") from None
+        raise UserError(f"{error.filename}: {error.strerror}; {hint}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not in HellaSwag's format: {error!r:.100}") from None
     if not questions:

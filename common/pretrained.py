@@ -8,20 +8,19 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from common.kit.card import card
 from common.kit.cli import UserError
-from common.kit.disk import share, whole_folder
-from common.kit.fields import SIZE, check_fields, read_json
+from common.kit.disk import read_json, share, whole_folder
 from common.kit.hub import check_new_folder, first_line, model_folder
 from common.model import GPT, GPTConfig
 from common.tokenizer import VOCAB_SIZE, token_ids, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-SIZES = {"n_layer": (1, 2**12), "n_head": SIZE, "n_embd": SIZE, "n_positions": SIZE,
-         "vocab_size": SIZE}  # fmt: skip
+FIELDS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "tie_word_embeddings")
 # What our model computes. A model with another value would load, and then be wrong.
 SUPPORTED = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -113,28 +112,28 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     """The sizes of the model behind a Hub name or in a local folder, before any weight is read.
     Raises HubUnreachable, and UserError for what is no GPT-2 that ours can compute."""
     path = model_folder(name_or_dir, "config.json") / "config.json"
-    given, kinds = read_json(path), SIZES | {"tie_word_embeddings": bool}
-    if isinstance(given, dict) and "recipe" in given:  # the options of a run
+    given = read_json(path)
+    if "recipe" in given:  # the options of a run
         raise UserError(f"{name_or_dir} is a run: give its hf/, which it writes at its end, or "
                         "what python -m common.run.export makes of a checkpoint")  # fmt: skip
-    check_fields(given, {"model_type": str}, path)
-    given = GPT2Config().to_dict() | given
-    check_fields(given, kinds, path)
+    given = GPT2Config().to_dict() | {"model_type": None} | given
     if given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default
     for field, value in SUPPORTED.items():
         if given[field] != value:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
-    size = given["vocab_size"]
+    try:
+        config = GPT2Config(**{field: given[field] for field in FIELDS})
+    except StrictDataclassError as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    size = config.vocab_size
     if size < VOCAB_SIZE:
-        path = model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json"
-        tokenizer = read_json(path)
-        check_fields(tokenizer, {"model": dict}, path)
-        if tokenizer["model"].get("vocab") != token_ids(size):
+        tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
+        if tokenizer["model"]["vocab"] != token_ids(size):
             raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
                             "model with GPT-2's vocabulary")  # fmt: skip
-    ends = {} if size > VOCAB_SIZE else dict(bos_token_id=size - 1, eos_token_id=size - 1)
-    return GPT2Config(**{field: given[field] for field in kinds}, **ends)
+    config.bos_token_id = config.eos_token_id = min(size, VOCAB_SIZE) - 1
+    return config
 
 
 def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:

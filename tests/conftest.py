@@ -15,7 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.kit import corpus  # noqa: E402
+from common.kit import corpus, download  # noqa: E402
 from common.kit.cli import run  # noqa: E402
 
 SCRIPTS = {int(path.name[0]): path for path in sorted(ROOT.glob("[0-9]_*.py"))}
@@ -28,7 +28,7 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(corpus, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
-    monkeypatch.setattr(corpus, "DATA_DIR", tmp_path / "data")
+    monkeypatch.setattr(download, "DATA_DIR", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
 
 

@@ -210,3 +210,33 @@ def test_the_generator_is_that_of_the_ranks_own_gpu(monkeypatch, tmp_path):
         save_file(tensors, tmp_path / f"{name}.safetensors")
     assert checkpoint.restore(tmp_path, nothing, None, Ranks(device))
     assert asked == [device, device]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_decides_who_may_read(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = write(tmp_path, 10)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_checkpoint_that_nobody_may_read_is_not_damaged(two, monkeypatch):
+    """It must not be removed later. (A test may run as root, who may read everything.)"""
+    real, secret = Path.open, two / "step_00000020" / "optimizer.safetensors"
+
+    def refuse(path, *args, **kwargs):
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError):
+        checkpoint.newest(two)
+
+
+def test_a_smaller_tensor_is_not_broadcast():
+    model = tie_weights(GPT(GPTConfig(1, 1, 8, 8, 50)))
+    with pytest.raises(AssertionError):
+        Ranks(torch.device("cpu")).fill(model.transformer.wpe.weight, torch.zeros(1, 8))

@@ -18,12 +18,11 @@ from urllib.parse import urlsplit
 import requests
 
 from common.kit.cli import UserError
-from common.kit.download import DATA_DIR, check, download, reason
+from common.kit.download import downloaded, reason
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
-TINY_SHAKESPEARE_BYTES = 1_115_394
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # Its nine plays in order. It ends in the second act of The Tempest, and so do we.
 TINY_SHAKESPEARE_PLAYS = (
@@ -88,15 +87,13 @@ def _read_text(path: Path) -> str:
 
 
 def _tiny_shakespeare() -> Corpus:
-    path, host = DATA_DIR / "tinyshakespeare.txt", urlsplit(TINY_SHAKESPEARE_URL).hostname
-    size, sha256 = TINY_SHAKESPEARE_BYTES, TINY_SHAKESPEARE_SHA256
-    if path.exists():
-        return Corpus("tinyshakespeare", check(path, sha256).decode(), f"data/{path.name}")
+    url, name = TINY_SHAKESPEARE_URL, "tinyshakespeare.txt"
+    host = urlsplit(url).hostname
     try:
-        download(TINY_SHAKESPEARE_URL, path, size, sha256, "give --data plays or a file")
+        data = downloaded(url, name, TINY_SHAKESPEARE_SHA256, "give --data plays or a file")
     except requests.RequestException as error:
         return _rendered(f"{reason(error)} at {host}")
-    return Corpus("tinyshakespeare", path.read_bytes().decode(), f"downloaded from {host}")
+    return Corpus("tinyshakespeare", data.decode(), f"data/{name}, from {host}")
 
 
 def render_plays(plays: Iterable[str], why: str = "") -> str:

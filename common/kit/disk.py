@@ -5,15 +5,12 @@ Locks keep two processes from writing into the same folder.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -62,13 +59,27 @@ def lock(path: Path, wait: bool = False) -> FileLock | None:
     return held
 
 
+def read_json(path: Path):
+    """The value in a JSON file. Raises UserError for what is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError:  # no JSON, no UTF-8
+        raise UserError(f"{path} is damaged: it is no JSON") from None
+
+
 def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_bytes(data)
     sync(partial)
     os.replace(partial, path)
 
@@ -93,10 +104,8 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
         yield partial
         for path in (*partial.iterdir(), partial):
             sync(path)
-        if is_folder(final):
+        if final.exists():
             os.replace(final, old)
-        elif os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, "something else is in its place")
         os.replace(partial, final)
         remove(old)
         sync(final.parent)
@@ -105,14 +114,9 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
         raise UserError(f"{final} can't be written: {error}; {hint}") from None
 
 
-def is_folder(path: Path) -> bool:
-    """Whether path is a folder itself, not a link to one: what is linked to is not ours."""
-    return path.is_dir() and not path.is_symlink()
-
-
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole folder, if there is one."""
-    if is_folder(path):
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -135,14 +139,5 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Raises as open_file."""
-    with open_file(path) as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_file(path: Path) -> BinaryIO:
-    """A file, opened to be read. Raises OSError: FileNotFoundError for what is none, as a fifo,
-    which would make the reader wait."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise FileNotFoundError(errno.ENOENT, "Not a file", str(path))
-    return path.open("rb")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.kit.cli import UserError, run
-from common.kit.fields import COUNT, check_fields
 from common.kit.hub import check_new_folder
 from common.run import checkpoint
 from common.run.recipes import DEFAULTS, FINE_TUNING, RECIPES
@@ -33,7 +32,6 @@ class Options:
 def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
     """What a model's card says of the run in `folder` after this many steps, from its options and
     its log."""
-    check_fields(config, {"recipe": str, "data": str, "total_batch_tokens": COUNT}, folder)
     tuned = bool(config.get("init_from"))
     usual_recipe = "fine-tuning" if tuned else "laptop"
     # Nobody else has a file of options, nor our folders: what such a file changed is listed.

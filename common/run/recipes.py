@@ -4,11 +4,8 @@ from them and are saved with it."""
 import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import get_type_hints
 
 from common.kit.cli import UserError, check, parse
-from common.kit.disk import open_file
-from common.kit.fields import check_fields
 from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -66,15 +63,10 @@ def run_config(options) -> dict:
 
 
 def saved_config(saved, options, where: Path) -> dict:
-    """What run_config(options) was when it was saved. Raises UserError for anything else."""
-    hints = get_type_hints(type(options))
-    kinds = {name: hints[name] for name in run_config(options)}
-    check_fields(saved, kinds, where)
-    unknown = {"init_from", "model" if saved["init_from"] else "init_from"}  # either is enough
-    for name in kinds.keys() - unknown:
-        if saved[name] is None:
-            raise UserError(f"{where} is damaged: {name} is None")
-    return {name: saved[name] for name in kinds}
+    """What run_config(options) was when it was saved. Raises UserError for other options."""
+    if saved.keys() != run_config(options).keys():
+        raise UserError(f"{where} has other options than this stage 7: start another run")
+    return saved
 
 
 def read_recipe(name: str, options_class: type) -> dict:
@@ -83,16 +75,15 @@ def read_recipe(name: str, options_class: type) -> dict:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        with open_file(Path(name)) as file:
-            found = tomllib.load(file)
-    except (OSError, ValueError, RecursionError) as error:
+        found = tomllib.loads(Path(name).read_text())
+    except (OSError, ValueError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
     if others := sorted(set(found) & {"recipe", "init_from", *OF_THE_COMMAND}):
         raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
     try:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
-    except (UserError, RecursionError) as error:
+    except UserError as error:
         raise UserError(f"{name}: {error}") from None
     return {k: getattr(given, k) for k in (option.replace("-", "_") for option in found)}
 

@@ -16,7 +16,7 @@ from numpy.lib.format import open_memmap
 
 from common.data import Tokens, load_tokens, val_size
 from common.kit.cli import UserError
-from common.kit.fields import read_json
+from common.kit.disk import read_json
 from common.tokenizer import VOCAB_SIZE
 
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
@@ -115,7 +115,7 @@ def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
         try:
             shards = read_json(folder / "meta.json")["shards"]
             missing = {str(s["name"]) for s in shards} - {path.name for path in files}
-        except (UserError, OSError, LookupError, TypeError):
+        except (UserError, LookupError, TypeError):
             return  # not one of ours
         if missing:
             raise UserError(f"{folder} lacks {min(missing)}, which its meta.json names")

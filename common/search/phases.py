@@ -1,13 +1,10 @@
 """What a search tries: phases, ever fewer trials trained ever longer; the space that the trials are
-from; which of its settings come next, sampled by Optuna, none of them twice. And what of all this a
-search's file search.json may hold."""
+from; which of its settings come next, sampled by Optuna, none of them twice."""
 
 import itertools
 import math
 import random
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 import torch
@@ -15,8 +12,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from common.kit.cli import UserError, check
-from common.kit.fields import read_json
+from common.kit.cli import UserError
 from common.model import GPT, GPTConfig
 from common.presets import preset
 
@@ -120,26 +116,3 @@ def new_sampler(space: dict[str, tuple], name: str, seed: int, n_tried: int) -> 
         return GridSampler(space, seed % 2**32)
     seed = (seed + n_tried) % 2**32
     return RandomSampler(seed) if name == "random" else TPESampler(seed=seed, constant_liar=True)
-
-
-def read_description(file: Path, given: dict) -> dict:
-    """What search.json holds. Raises UserError unless it has the names and types of `given`, and
-    values that a search can have."""
-    try:
-        found = read_json(file)
-        if not isinstance(found, dict) or _types(found) != _types(given):
-            raise ValueError
-        read_phases(found["phases"])
-        space = read_space(SimpleNamespace(**{"n_head": []} | found))
-        check(SimpleNamespace(**found | space))
-        if found["sampler"] not in SAMPLERS:
-            raise ValueError
-    except (OSError, ValueError, OverflowError, UserError):
-        raise UserError(f"{file} is damaged: give another --out") from None
-    return found
-
-
-def _types(options: dict) -> dict:
-    """By name: a value's type, or the set of types in a list."""
-    options = {"n_head": [1]} | options
-    return {n: set(map(type, v)) if type(v) is list else type(v) for n, v in options.items()}

@@ -16,9 +16,9 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from common.kit.cli import UserError
-from common.kit.disk import check_room, lock, run_folder, write_json
+from common.kit.disk import check_room, lock, read_json, run_folder, write_json
 from common.run.resume import BYTES_IN_CHECKPOINT
-from common.search.phases import Phase, distributions, largest, new_values, read_description
+from common.search.phases import Phase, distributions, largest, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
 
@@ -38,7 +38,7 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{options.out} holds something else: give another --out")
     held = lock(folder / ".lock", wait=True)
-    there = read_description(file, given) if file.exists() else given
+    there = read_json(file) if file.exists() else given
     for name in sorted(given.keys() | there.keys()):
         if given.get(name) != there.get(name):
             old, new = json.dumps(there.get(name)), json.dumps(given.get(name))

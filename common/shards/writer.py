@@ -13,8 +13,7 @@ from numpy.lib.format import write_array_header_1_0
 from tqdm import tqdm
 
 from common.kit.cli import UserError
-from common.kit.disk import lock, sha256, sync, write_json
-from common.kit.fields import COUNT, check_fields, read_json
+from common.kit.disk import lock, read_json, sha256, sync, write_json
 from common.run.tokenfiles import map_ids
 from common.shards.documents import Batch, Position
 from common.tokenizer import VOCAB_SIZE
@@ -23,10 +22,6 @@ NAME = re.compile(r"(train|val)_\d{6}\.npy")
 OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
 HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
 SECONDS_BETWEEN_SAVES = 10  # of the progress: the work that a kill loses
-# What is read again from progress.json, and of a shard from meta.json.
-POSITION = dict(file=COUNT, inside=COUNT, documents=COUNT, empty=COUNT, bytes=COUNT)
-TOKENS = {"train": COUNT, "val": COUNT}
-SHARD = {"name": str, "tokens": COUNT, "sha256": str}
 
 
 class Shards:
@@ -53,10 +48,9 @@ class Shards:
         if not (self.complete or self.lock):
             raise UserError(f"another process writes into {folder}: give another --out")
         if found.exists():
-            self._resume(read_json(found), found)
+            self._resume(read_json(found))
 
-    def _resume(self, saved, where: Path) -> None:
-        check_fields(saved, {"made_from": dict}, where)
+    def _resume(self, saved: dict) -> None:
         for name, value in self.made_from.items():
             if (found := saved["made_from"].get(name)) != value:
                 found = f"begun with another {name}, {found!r:.60}"
@@ -64,10 +58,7 @@ class Shards:
         if self.complete:
             self.note.unlink(missing_ok=True)  # a kill may have left it
             return
-        position = POSITION | {"file": (0, len(self.made_from["files"]))}
-        check_fields(saved, {"position": position, "tokens": TOKENS}, where)
-        self.position = Position(**{name: saved["position"][name] for name in POSITION})
-        self.tokens = Counter({split: saved["tokens"][split] for split in TOKENS})
+        self.position, self.tokens = Position(**saved["position"]), Counter(saved["tokens"])
         for split, n in self.tokens.items():
             for k in range(-(-n // self.limit)):
                 if not self._path(split, k).exists():
@@ -155,13 +146,8 @@ def described(path: Path) -> dict:
 
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
-    where = folder / "meta.json"
-    meta = read_json(where)
-    check_fields(meta, {"shards": list}, where)
+    meta = read_json(folder / "meta.json")
     for shard in tqdm(meta["shards"], disable=None):
-        check_fields(shard, SHARD, where)
-        if not NAME.fullmatch(shard["name"]):
-            raise UserError(f"{where} is damaged: it names a shard {shard['name']!r:.60}")
         if described(folder / shard["name"]) != shard:
             raise UserError(f"{folder / shard['name']} is not what was written: make it again")
     n_tokens = sum(shard["tokens"] for shard in meta["shards"])
