@@ -10,11 +10,11 @@ The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
 This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
 the best of them are promoted to more, and the best of those again. You will see each trial with its
-validation loss, the best so far and the time left; then a table of the best, and what each
-hyper-parameter did. Of the pictures in --out see lr.png first: learning rates of 1e-5 and 1e-4 are
-too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them with stage
-6's, over all 16,384. Interrupted, the same command resumes; started twice, the two share the work
-(one a GPU: --device cuda:1).
+validation loss, the lowest of all trials' last losses, and the time left; then a table of the best,
+and what each hyper-parameter did. Of the pictures in --out see lr.png first: learning rates of 1e-5
+and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them
+with stage 6's, over all 16,384. Interrupted, the same command resumes; started twice, the two share
+the work (one a GPU: --device cuda:1).
 """
 
 import math

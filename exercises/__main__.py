@@ -4,6 +4,7 @@ python -m exercises           # all of them
 python -m exercises 01 02     # only these
 """
 
+import os
 import sys
 from textwrap import fill
 
@@ -28,4 +29,8 @@ def main(numbers: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except BrokenPipeError:  # `python -m exercises | head`: the reader has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -275,7 +275,7 @@ def test_offline_gpt2_is_random_and_others_are_refused(call, refused, monkeypatc
     code, stdout, _ = call(9, "--prompt", "To be", "--max-new-tokens", "3")
     assert code == 0 and "a random GPT-2 of 124M takes its" in stdout
     assert max(map(len, stdout.split("decoding")[0].splitlines())) <= 80
-    refused("gpt2-xl can't be downloaded from the Hub", 9, "--model", "gpt2-xl")
+    refused("no folder is called gpt2-xl, and the Hub can't be reached", 9, "--model", "gpt2-xl")
 
 
 def test_bad_input(refused, folder, ladder, trained, tmp_path):

@@ -28,8 +28,8 @@ def model_folder(name_or_dir: str, *patterns: str) -> Path:
     try:
         folder = Path(huggingface_hub.snapshot_download(name_or_dir, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:
-        why = first_line(error.__cause__ or error)
-        raise HubUnreachable(f"{name_or_dir} can't be downloaded from the Hub ({why})") from None
+        why = f"and the Hub can't be reached ({first_line(error.__cause__ or error)})"
+        raise HubUnreachable(f"no folder is called {name_or_dir}, {why}") from None
     except (HfHubHTTPError, HFValidationError) as error:
         why = first_line(error)
         raise UserError(f"the Hub has no model '{name_or_dir}' for you: {why}") from None
