@@ -123,8 +123,10 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
         if given[field] != value:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
     try:
-        config = GPT2Config(**{field: given[field] for field in FIELDS})
-    except StrictDataclassError as error:
+        end = min(given["vocab_size"], VOCAB_SIZE) - 1
+        sizes = {field: given[field] for field in FIELDS}
+        config = GPT2Config(**sizes, bos_token_id=end, eos_token_id=end)
+    except (StrictDataclassError, TypeError) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     size = config.vocab_size
     if size < VOCAB_SIZE:
@@ -132,7 +134,6 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
         if tokenizer["model"]["vocab"] != token_ids(size):
             raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
                             "model with GPT-2's vocabulary")  # fmt: skip
-    config.bos_token_id = config.eos_token_id = min(size, VOCAB_SIZE) - 1
     return config
 
 

@@ -183,10 +183,12 @@ def test_a_small_vocabulary_is_the_beginning_of_gpt2s(small_vocabulary):
     assert reference.generation_config.eos_token_id == 383 == reference.config.eos_token_id
 
 
-def test_the_script_reads_an_export_with_a_small_vocabulary(small_vocabulary, call, text_file):
+def test_the_script_reads_a_small_vocabulary(small_vocabulary, call, text_file, caplog):
+    enable_propagation()
     options = ("--model", str(small_vocabulary[1]), "--data", str(text_file), "--samples", "1")
     code, stdout, _ = call(1, *options, "--prompt", "To be", "--eval-tokens", "100")
     assert code == 0 and "To be" in stdout and "(100 tokens)" in stdout
+    assert not caplog.records  # as transformers' doubts about the config
 
 
 def test_an_export_runs_in_a_plain_pipeline(exported, caplog, recwarn):
@@ -446,8 +448,7 @@ def test_wrong_sizes_are_one_line(refused, folder, text_file):
     config = json.loads(path.read_text())
     for field in ("n_embd", "n_head", "n_layer", "n_positions", "vocab_size"):
         path.write_text(json.dumps(config | {field: "x"}))
-        words = f"config.json is damaged: Validation error for field '{field}'"
-        refused(words, 1, "--model", str(folder), "--data", str(text_file))
+        refused("config.json is damaged: ", 1, "--model", str(folder), "--data", str(text_file))
     others = {
         "n_head": 5,
         "n_embd": 64,
