@@ -17,7 +17,6 @@ from common.model import GPT, GPTConfig
 from common.presets import preset
 
 SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
-SAMPLERS = ("grid", "random", "tpe")
 MAX_REPEATS = 20  # of what was tried before, by a sampler; then any of the rest is taken
 
 
