@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from common.kit.cli import UserError
 from common.tokenizer import gpt2_tokenizer
 
-IGNORE = -100  # a target that does not count: cross_entropy's own mark
+IGNORE = -100  # a target that does not count: cross_entropy's default ignore_index
 
 
 @dataclass(frozen=True)
