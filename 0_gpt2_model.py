@@ -59,7 +59,7 @@ def print_table(model: GPT, B: int, T: int) -> None:
     tied = total - model.lm_head.weight.numel()
     flops = model.config.flops_per_token(T)
     print(f"{'total, with the head tied to wte':<42}{tied:>16,}")
-    print(f"{'as built here, the head apart':<42}{total:>16,}")
+    print(f"{'as built here, with a separate head':<42}{total:>16,}")
     print(f"{'FLOPs per token, forward and backward':<42}{flops:>16,}  at T = {T}")
 
 
@@ -89,7 +89,7 @@ def main(options: Options) -> None:
     print_table(outline, B, T)
     n_params = sum(p.numel() for p in outline.parameters())
     if n_params > MAX_TO_BUILD:
-        print(f"the checks would need {n_params * 4 / 1e9:.1f} GB of weights: none is allocated")
+        print(f"no checks: they would allocate {n_params * 4 / 1e9:.1f} GB of weights")
         return
 
     print()

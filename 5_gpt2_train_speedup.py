@@ -64,7 +64,7 @@ def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
     return [
         ("fp32", {}, "the model of stage 4"),
-        ("TF32", {"tf32": True}, "matrix products with 10-bit mantissas"),
+        ("TF32", {"tf32": True}, "matrix products of 10-bit mantissas"),
         ("autocast", {"dtype": autocast_dtype(device)}, "16-bit products: half the bytes"),
         ("attention", {"attention": flash_attention}, "no (T, T) matrix in memory"),
         ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: full tiles"),
@@ -148,7 +148,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
                 done.append((rung, setting))
     if not done:
-        raise UserError("no rung fits the memory: give a smaller --batch-size or --block-size")
+        raise UserError("no rung fits in memory: give a smaller --batch-size or --block-size")
     (_, first), (ours, setting) = done[0], done[-1]
     ways = {"Hugging Face": measure, "HF untuned": in_new_process} if setting.compile else {}
     for name, way in ways.items():

@@ -114,8 +114,8 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     path = model_folder(name_or_dir, "config.json") / "config.json"
     given = read_json(path)
     if "recipe" in given:  # the options of a run
-        raise UserError(f"{name_or_dir} is a run: give its hf/, which it writes at its end, or "
-                        "what python -m common.run.export makes of a checkpoint")  # fmt: skip
+        raise UserError(f"{name_or_dir} is a run: give its hf/, written when the run ends, "
+                        "or export a checkpoint: python -m common.run.export")  # fmt: skip
     given = GPT2Config().to_dict() | {"model_type": None} | given
     if given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default

