@@ -38,8 +38,8 @@ class Muon:
 
     A gradient changes a matrix along only a few of its directions. Muon accumulates gradients in a
     momentum and brings its singular values near 1, so that all directions are learned equally fast.
-    The update is scaled to the size of AdamW's (Moonlight, Liu et al., 2025, section 2.2), so that
-    both take the same learning rate and weight decay.
+    The update is scaled to the RMS of AdamW's, about 0.2 (Moonlight, Liu et al., 2025, section
+    2.2), so that both take the same learning rate and weight decay.
     """
 
     def __init__(self, adamw: torch.optim.AdamW, model: GPT, momentum: float = 0.95):

@@ -159,8 +159,8 @@ def why_not_compile(device: torch.device) -> str | None:
 
 
 def compiled(work, **options):
-    """torch.compile of a module or a function. On a CPU the compiler is told to compute tanh as
-    2·sigmoid(2x) − 1, with one exp: GELU is mostly tanh, and a bf16 step takes 2 % less time."""
+    """torch.compile for a module or a function. On a CPU it computes tanh as 2·sigmoid(2x) − 1,
+    with a single exp: GELU spends most of its time on tanh, and a bf16 step takes 2 % less time."""
     quiet_compiler()
     return torch.compile(work, options={"cpp.use_decompose_tanh": True} | options)
 
