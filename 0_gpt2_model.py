@@ -1,16 +1,16 @@
 """Stage 0: the model, its parts and shapes, and two checks.
 
 New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read the
-first before this script; it is the model of the whole course.
+first one before this script: the whole course uses that model.
 
     python 0_gpt2_model.py                      # 5 seconds
     python 0_gpt2_model.py --model gpt3-13b     # a table only: no weights are allocated
 
-You will see every part of the model with its shape, its parameters and the shape of its output for
-a batch of ids: 163,037,184 parameters as built here, 124,439,808 once the head shares the token
-embedding's matrix (stage 4). Then two checks. No position sees its future. And the loss of the
-untrained model is about 11.0, a little above ln(50257) = 10.82, the loss of a guess in which all
-tokens are equally likely; it varies by some 0.1 with the random ids.
+You will see each part of the model: the shape of its weight, its number of parameters, and the
+shape of its output for a batch of ids. That makes 163,037,184 parameters as built here, and
+124,439,808 once the head shares the token embedding's matrix (stage 4). Two checks follow. No
+position sees its future. The loss of the untrained model is about 11.0, slightly above ln(50257) =
+10.82, the loss of a uniform guess; it varies by about 0.1 with the random ids.
 """
 
 import math
@@ -23,15 +23,15 @@ from common.kit.device import pick_device, seed_everything
 from common.model import GPT
 from common.presets import preset
 
-MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: shapes alone
+MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: shapes only
 
 
 @dataclass
 class Options:
     model: str = "gpt2"  # build this preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b
     batch_size: int = 4  # check it with this many rows of random ids
-    block_size: int = 64  # and this many tokens in each row
-    seed: int = 1337  # draw other weights and ids
+    block_size: int = 64  # put this many tokens in each row
+    seed: int = 1337  # change it to draw other weights and ids
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
@@ -52,19 +52,19 @@ def print_table(model: GPT, B: int, T: int) -> None:
         count = sum(p.numel() for p in part.parameters())
         times = f" ×{n_layer}" if ".h.0." in name else ""
         shape = " × ".join(str(n) for n in part.weight.shape)
-        # positions are read as rows of a table, not called: the same (T, C) for every row
+        # wpe is sliced, not called, so its hook never runs: (T, C), the same for every row
         output = outputs.get(name, (T, model.config.n_embd))
         print(f"{name.removeprefix('transformer.'):<26}{shape:>16}{count:>16,}{times:<4} {output}")
     total = sum(p.numel() for p in model.parameters())
     tied = total - model.lm_head.weight.numel()
     flops = model.config.flops_per_token(T)
     print(f"{'total, with the head tied to wte':<42}{tied:>16,}")
-    print(f"{'as built here, the head apart':<42}{total:>16,}")
+    print(f"{'as built here, with a separate head':<42}{total:>16,}")
     print(f"{'FLOPs per token, forward and backward':<42}{flops:>16,}  at T = {T}")
 
 
 def check_causality(model: GPT, idx: torch.Tensor) -> None:
-    """Change the token at T/2: the logits before it must not change, not by a bit."""
+    """Change the token at T/2: the logits before it must not change, not even by one bit."""
     changed, at = idx.clone(), idx.size(1) // 2
     changed[:, at] = (changed[:, at] + 1) % model.config.vocab_size
     before, after = model(idx)[0], model(changed)[0]
@@ -89,7 +89,7 @@ def main(options: Options) -> None:
     print_table(outline, B, T)
     n_params = sum(p.numel() for p in outline.parameters())
     if n_params > MAX_TO_BUILD:
-        print(f"the checks would need {n_params * 4 / 1e9:.1f} GB of weights: none is allocated")
+        print(f"no checks: they would allocate {n_params * 4 / 1e9:.1f} GB of weights")
         return
 
     print()

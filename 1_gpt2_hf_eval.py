@@ -8,10 +8,10 @@ common sense). Read them in this order.
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
     python 1_gpt2_hf_eval.py --export FOLDER  # our model, for transformers
 
-You will see that our logits equal Hugging Face's, to less than 1e-5 of the largest one in fp32; the
-loss on Shakespeare; with --hellaswag how often the model picks the right one of four endings; and
-five samples that continue the prompt. With no network and nothing cached, a random model of the
-same size takes the same test: its loss is about 11.0.
+You will see that our logits equal Hugging Face's to within 1e-5 of the largest logit, in fp32. Then
+come the loss on Shakespeare, with --hellaswag how often the model picks the right one of four
+endings, and five samples that continue the prompt. If there is no network and nothing is cached, a
+random model of the same size takes the same test: its loss is about 11.0.
 """
 
 from dataclasses import dataclass
@@ -33,26 +33,26 @@ from common.tokenizer import gpt2_tokenizer
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # a name on the Hub (gpt2, gpt2-xl, …) or a folder in its format
+    model: str = "gpt2"  # load this name from the Hub (gpt2, gpt2-xl, …) or this folder
     prompt: str = "Hello, I'm a language model,"  # continue this text
     samples: int = 5  # continue it this many times
     max_new_tokens: int = 30  # end each sample after this many tokens
-    temperature: float = 1.0  # choose more boldly above 1, less below; 0 is greedy
+    temperature: float = 1.0  # above 1 is more random, below 1 less; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     data: str = "tinyshakespeare"  # evaluate on this text: a name, a file or a folder
-    eval_tokens: int = 8192  # take this many tokens of its end
-    stride: int | None = None  # move a window by this many tokens; by default, by its length
+    eval_tokens: int = 8192  # evaluate on this many tokens at its end
+    stride: int | None = None  # slide the window by this many tokens; by default, by its length
     batch_size: int = 4  # evaluate this many windows, or questions, at once
     hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
     hellaswag_file: str | None = None  # read this hellaswag_val.jsonl; by default, download it
     hellaswag_limit: int | None = None  # ask only this many questions; by default, all
-    export: str | None = None  # a new folder for our model in Hugging Face's format
-    seed: int = 1337  # draw other samples
+    export: str | None = None  # write our model to this new folder, in Hugging Face's format
+    seed: int = 1337  # change it to draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 def ids_of_prompt(prompt: str, config: GPT2Config) -> list[int]:
-    """The prompt's ids, in the model's vocabulary. Raises UserError if they do not fit it."""
+    """The prompt's ids, in the model's vocabulary. Raises UserError for too many."""
     ids = gpt2_tokenizer(config.vocab_size).encode_ordinary(prompt)
     check_prompt(len(ids), config.n_positions)
     return ids

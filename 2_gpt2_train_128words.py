@@ -39,7 +39,7 @@ class Options:
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 40  # train for this many steps
     lr: float = 3e-4  # raise the learning rate to learn faster, until the loss jumps
-    seed: int = 1337  # draw other weights
+    seed: int = 1337  # change it to draw other weights
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
@@ -71,7 +71,7 @@ def main(options: Options) -> None:
     device = pick_device(options.device)
     seed_everything(options.seed)
     ids = torch.tensor(gpt2_tokenizer().encode_ordinary(PARAGRAPH)[: B * T + 1], device=device)
-    x, y = ids[:-1].view(B, T), ids[1:].view(B, T)  # y is the next token at each place of x
+    x, y = ids[:-1].view(B, T), ids[1:].view(B, T)  # y[b, t] is the token after x[b, t]
     model = GPT(config).to(device)
     print(f"{options.model} on {B} rows of {T} tokens, {options.steps} steps")
     train(model, x, y, options)

@@ -1,15 +1,15 @@
 """Stage 3: real text in batches, and a validation loss.
 
 New here: common/data.py (a text as tokens, its end cut off for validation, batches). The loop is
-stage 2's. It now takes another batch at each step, and ends with the loss on text that the model
-was not trained on.
+stage 2's, but it takes another batch at each step and ends with the loss on text that the model was
+not trained on.
 
     python 3_gpt2_train_dataloader.py      # about a minute on two CPU cores
     python 3_gpt2_train_dataloader.py --data my_own.txt
 
 You will see which text it is, one line per step, and the validation loss before (about 10.95) and
-after (about 6.2): the model has learned which words are frequent, and little more yet. The folder
---out holds metrics.csv and its plot, metrics.png.
+after (about 6.2): the model has learned which words are frequent, and little more. The folder --out
+holds metrics.csv and its plot, metrics.png.
 """
 
 import time
@@ -31,13 +31,13 @@ COLUMNS = ("step", "loss", "ms", "tokens_per_s", "val_loss")
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 100  # train for this many steps
     batch_size: int = 8  # B: put this many rows in a batch
     block_size: int = 128  # T: put this many tokens in a row
     lr: float = 1e-3  # raise the learning rate to learn faster, until the loss jumps
-    seed: int = 1337  # draw other weights and batches
+    seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/3_dataloader"  # write to this folder
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
@@ -57,7 +57,7 @@ def train(
         optimizer.zero_grad()
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
-        # new: printed, and written to a file that outlives the run
+        # new: print the numbers, and write them to a file that outlives the run
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
     after = evaluate(model, val, options.block_size)  # new: on text it was not trained on
     log.val(options.steps, after.loss)

@@ -7,13 +7,13 @@ New here: common/speed.py (what makes a step faster) and common/ladder.py (the t
 
 The second command is for a GPU. You will see one row per rung, each on top of the ones before: the
 median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
-first loss is from rung 0's, and the validation loss after the last step. MFU is the share of the
+first loss is from rung 0's, and the validation loss after the last step. MFU is relative to the
 fastest matrix product that this machine does in that precision; papers divide by the data sheet's
-peak instead. A rung that this machine lacks, that its memory does not hold, or that is slower here,
-is skipped with the reason. Then come Hugging Face's model with the same autocast, compilation and
-optimizer, but attention, vocabulary and residual stream of its own; on Linux CPUs once more in a
-new process, without our setting of glibc's allocator (HF untuned); and rung 0 again. Its change
-(drift) shows how steady the machine was.
+peak instead. A rung is skipped, with the reason, if this machine lacks it, if memory does not hold
+it, or if it is slower here. Then comes Hugging Face's model, with the same autocast, compilation
+and optimizer but its own attention, vocabulary and residual stream; on Linux CPUs it runs again in
+a new process, without our settings of glibc's allocator (HF untuned). Rung 0 is measured again at
+the end: its change (drift) shows how steady the machine was.
 """
 
 import sys
@@ -46,7 +46,7 @@ from common.speed import (
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 7  # take this many on each rung; the first two warm up and are not timed
     batch_size: int = 4  # B: put this many rows in a batch
@@ -54,7 +54,7 @@ class Options:
     eval_tokens: int = 1024  # evaluate on this many validation tokens
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these; each includes those below it
     lr: float = 3e-4  # set the learning rate
-    seed: int = 1337  # draw other weights and batches
+    seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/5_speedup"  # write to this folder
     json: str | None = None  # write all numbers to this file too; by default, to none
     device: str = "auto"  # run on auto, cpu, cuda or mps
@@ -79,16 +79,16 @@ def train(
 ) -> None:
     """Train model on the batches, at the speed of a rung."""
     device = next(model.parameters()).device
-    # new: from rung 6 on one fused kernel; before it, None leaves the choice to torch
+    # new: one fused kernel from rung 6 on; before that, None leaves the choice to torch
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=setting.fused or None)
     loss_of = loss_function(model, setting.compile)  # new: compiled into fused kernels
-    # new: small gradients would be 0 in fp16, so the loss is scaled up, and the optimizer's step
-    # scales them back down; in fp32 and bf16 the scaler does nothing
+    # new: small gradients would be 0 in fp16, so the loss is scaled up, and scaler.step scales the
+    # gradients back down; in fp32 and bf16 the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     for step in range(options.steps):
         start = time.perf_counter()
         x, y = (ids.to(device) for ids in next(batches))
-        with autocast(device, setting.dtype):  # new: matrix products of 16 bits
+        with autocast(device, setting.dtype):  # new: 16-bit matrix products
             loss = loss_of(x, y)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -97,14 +97,14 @@ def train(
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
-    with autocast(device, setting.dtype):  # new: as it was trained
+    with autocast(device, setting.dtype):  # new: in the precision of training
         after = evaluate(model, val, options.block_size)
     log.val(options.steps, after.loss)
 
 
 def measure(name, setting, config, tokens, options, device, hugging_face=False) -> Rung:
     """Build a model and train it for some steps."""
-    release_memory()  # never two models at once
+    release_memory()  # never two models in memory at once
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
     if hugging_face:
@@ -121,7 +121,7 @@ def measure(name, setting, config, tokens, options, device, hugging_face=False) 
 
 
 def in_new_process(*arguments, **names) -> Rung:
-    """`measure` without pick_device's setting of the allocator: that helps their model, too."""
+    """`measure` without pick_device's allocator settings, which make their model faster, too."""
     release_memory()  # this process's
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, *arguments, **names).result()
@@ -148,7 +148,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
                 done.append((rung, setting))
     if not done:
-        raise UserError("no rung fits the memory: give a smaller --batch-size or --block-size")
+        raise UserError("no rung fits in memory: give a smaller --batch-size or --block-size")
     (_, first), (ours, setting) = done[0], done[-1]
     ways = {"Hugging Face": measure, "HF untuned": in_new_process} if setting.compile else {}
     for name, way in ways.items():
@@ -172,7 +172,7 @@ def main(options: Options) -> None:
     tokens = load_tokens(options.data)
     Batches(tokens.train, B, T)  # raises now if the text is too short
     folder = run_folder(options.out)
-    (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
+    (folder / "ladder.png").unlink(missing_ok=True)  # from an earlier run
     print(f"{options.model}, batches of {B} × {T} tokens, {options.steps} steps per rung")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<11} {why}")

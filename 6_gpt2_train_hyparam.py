@@ -3,17 +3,17 @@
 New here: common/optim.py (what decays, AdamW, the learning rate of a step; Muon). Five things are
 new in `train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up
 and decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice,
-only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon, of
-2024, and a smaller vocabulary are there to try.
+only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon (2024)
+and a smaller vocabulary are there to try.
 
     python 6_gpt2_train_hyparam.py     # a small GPT, 1.5 minutes on two CPU cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
         --batch-size 16 --total-batch-tokens 524288
 
-The second command is for a GPU: GPT-2 124M on GPT-3's batches for 125M; 10 billion tokens are
---steps 19073 --warmup-steps 715. You will see one line per step: the loss of the whole batch, the
-learning rate, the gradient norm before clipping, time and throughput. Then come the validation loss
-before and after (about 10.8 and 5.7), a sample that begins to look like a play, and what the
+The second command is for a GPU: GPT-2 124M with GPT-3's batch size for 125M. For 10 billion tokens
+add --steps 19073 --warmup-steps 715. You will see one line per step: the loss of the whole batch,
+the learning rate, the gradient norm before clipping, time and throughput. Then come the validation
+loss before and after (about 10.8 and 5.7), a sample that begins to look like a play, and what the
 schedule, clipping, weight decay and accumulation did. The folder --out holds metrics.csv,
 metrics.png, and hf/, a model for stage 1 and for transformers.
 """
@@ -49,23 +49,23 @@ class Options:
     # model
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     block_size: int = 128  # T: put this many tokens in a row
-    vocab_size: int = 50257  # know only the first of GPT-2's tokens: all, or a multiple of 128
+    vocab_size: int = 50257  # keep GPT-2's first tokens only: all, or a multiple of 128
     # data
-    data: str = "tinyshakespeare"  # train on this; or on plays, a text file, a folder
+    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
     total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
     # optimization
     steps: int = 250  # train for this many; the learning rate falls over all of them
-    lr: float = 6e-4  # learning rate at its peak, GPT-3's for 125M; try 2e-3
-    lr_floor: float = 0.1  # let it end at this share of --lr
-    warmup_steps: int = 25  # let it rise over this many: a tenth, or GPT-3's 375 million tokens
-    betas: tuple[float, float] = (0.9, 0.95)  # not 0.999: large batches need less averaging
+    lr: float = 6e-4  # set the maximum learning rate; this is GPT-3's for 125M; try 2e-3
+    lr_floor: float = 0.1  # end the learning rate at this share of --lr
+    warmup_steps: int = 25  # warm up over this many: a tenth, or GPT-3's 375 million tokens
+    betas: tuple[float, float] = (0.9, 0.95)  # set AdamW's; large batches don't need 0.999
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: with --lr 1e-2 --weight-decay 1.2
-    seed: int = 1337  # draw other weights and batches
+    optimizer: Literal["adamw", "muon"] = "adamw"  # give muon --lr 1e-2 --weight-decay 1.2
+    seed: int = 1337  # change it to draw other weights and batches
     # run
-    prompt: str = "\n"  # let the sample continue this
+    prompt: str = "\n"  # start the sample with this text
     out: str = "runs/6_hyparam"  # write to this folder
     track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
     # device
@@ -94,15 +94,15 @@ def train(
         # new: warm up while AdamW's moments are unreliable, then decay
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
-        total = torch.zeros((), device=device)  # on the device: no wait in each micro-batch
+        total = torch.zeros((), device=device)  # on the device: no sync in each micro-batch
         for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
             x, y = (ids.to(device) for ids in next(batches))
             with autocast(device, setting.dtype):
                 loss = loss_of(x, y) / n_micro  # backward sums gradients, and we want their mean
             scaler.scale(loss).backward()
             total += loss.detach()
-        # new: an unusual batch must not take the weights far away; the true gradients are clipped,
-        # not scaled ones
+        # new: an unusual batch must not throw the weights far off; unscale first, so that the limit
+        # holds for the true gradients
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         scaler.step(optimizer)
@@ -119,8 +119,8 @@ def train(
 
 
 def print_what_each_did(log: RunLog, model, batches, val, options: Options, setting) -> None:
-    """What the run shows of each, then the time of steps of 1 and of 4 micro-batches. Those train
-    the model further, which is exported already."""
+    """Print what each of them did, and time steps of 1 and of 4 micro-batches. The timed steps
+    train the model further, so this comes after the export."""
     rows = log.rows()
     norms = [float(row["norm"]) for row in rows if row["norm"]]
     clipped = sum(not norm <= options.clip for norm in norms)
@@ -142,7 +142,7 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
 def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
     check_plan(options, B, T)
-    # new: no positions beyond T, so that the exported model claims no more
+    # new: no positions beyond T, so that the exported model has no untrained ones
     config = preset(options.model, block_size=T, vocab_size=options.vocab_size)
     device = pick_device(options.device)
     repeat_exactly(device)

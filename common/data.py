@@ -11,7 +11,7 @@ from common.kit.corpus import read_corpus
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
 VAL_SHARE = 10  # one token in ten is for validation,
-MAX_VAL = 2**14  # but no more than this: an evaluation must not take long
+MAX_VAL = 2**14  # but at most this many, so that an evaluation stays short
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Batches:
 
     The tokens are cut into windows of T = block_size. An epoch visits every window once, in an
     order drawn from (seed, epoch). Epochs follow one another without a gap: a batch may hold the
-    end of one and the start of the next. All that changes is `epoch` and `position`, the number of
-    windows of this epoch already taken. Raises UserError if the tokens do not fill one batch.
+    end of one and the start of the next. The only state is `epoch` and `position`, the number of
+    windows already taken from this epoch. Raises UserError if the tokens do not fill one batch.
     """
 
     def __init__(self, tokens, batch_size: int, block_size: int, seed: int = 0):
         self.tokens, self.B, self.T, self.seed = tokens, batch_size, block_size, seed
-        self.n_windows = max(0, len(tokens) - 1) // block_size  # the last one needs a last target
+        self.n_windows = max(0, len(tokens) - 1) // block_size  # - 1: the last target
         self.epoch = self.position = 0
         self._orders = {}  # epoch → its starts, for this epoch and the next
         self.check(batch_size)
 
     def check(self, n_windows: int) -> None:
-        """Raises UserError if the tokens hold fewer windows."""
+        """Raises UserError if the tokens hold fewer windows than that."""
         if self.n_windows < n_windows:
             raise UserError(
                 f"{len(self.tokens):,} tokens are {self.n_windows} windows of {self.T}, fewer than "
@@ -78,7 +78,7 @@ class Batches:
         return batch
 
     def batch_at(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and y of the B windows from the first-th of this epoch on."""
+        """x and y of B windows, from window `first` of this epoch on."""
         rows = [self._window(i) for i in range(first, first + self.B)]
         windows = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -89,7 +89,7 @@ class Batches:
         self.epoch += epochs
 
     def _window(self, i: int) -> np.ndarray:
-        """The i-th window from the start of this epoch, (T + 1,); i may reach into the next."""
+        """Window i of this epoch, (T + 1,). An i beyond its end is in the next epoch."""
         ahead, i = divmod(i, self.n_windows)
         start = self._order(self.epoch + ahead)[i]
         return self.tokens[start : start + self.T + 1]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from common.kit.cli import UserError
 from common.tokenizer import gpt2_tokenizer
 
-IGNORE = -100  # a target that does not count: cross_entropy's own mark
+IGNORE = -100  # a target that does not count: cross_entropy's default ignore_index
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def eval_batches(ids, block_size: int, batch_size: int, stride: int | None = Non
         start, previous_end = len(windows) * stride, end
         end = min(start + block_size, len(ids) - 1)
         y = ids[start + 1 : end + 1].clone()
-        y[: previous_end - start] = IGNORE
+        y[: previous_end - start] = IGNORE  # an earlier window has counted these
         windows.append((ids[start:end], y))
     full = [window for window in windows if len(window[0]) == block_size]
     groups = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]

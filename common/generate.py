@@ -1,7 +1,7 @@
 """Sampling: one token at a time, each drawn from the model's prediction.
 
-For each new token the model reads the whole text again. Keeping the keys and values of what was
-read (a KV cache) would save that work; here the simple way is shown.
+For each new token the model reads the whole text again: the simple way. Stage 9 saves that work
+with a KV cache, which keeps the keys and values of the tokens already read.
 """
 
 import torch
@@ -29,8 +29,8 @@ def generate(
     """Extend ids (B, T) int64 to (B, T + max_new_tokens), each row on its own.
 
     Temperature 0 is greedy. top_k samples from the k most probable tokens (Fan et al., 2018). With
-    a seed the sample is reproducible. Beyond the block size the model sees the last block_size
-    tokens. Ids beyond GPT-2's vocabulary, which a model may have, are never sampled.
+    a seed the sample is reproducible. In a text longer than the block size, the model sees only the
+    last block_size tokens. A model's ids beyond GPT-2's vocabulary (padding) are never sampled.
     """
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     was_training = model.training
@@ -42,7 +42,7 @@ def generate(
             next_ids = logits.argmax(dim=-1, keepdim=True)
         else:
             logits, candidates = logits.topk(min(top_k or VOCAB_SIZE, logits.size(-1)))  # (B, k)
-            logits = logits - logits[:, :1]  # the maximum is 0: no temperature overflows it
+            logits = logits - logits[:, :1]  # the maximum is 0: a tiny temperature gives no nan
             probabilities = torch.softmax(logits / temperature, dim=-1)
             choice = torch.multinomial(probabilities, 1, generator=generator)
             next_ids = candidates.gather(-1, choice)

@@ -1,8 +1,8 @@
 """HellaSwag (Zellers et al., 2019): which of four endings continues a context?
 
-Two numbers are called normalised accuracy. The lm-eval harness divides an ending's log-probability
-by its characters, and rewords the questions (0.3114 for GPT-2 124M). build-nanogpt divides by its
-tokens, and takes the questions as they are (0.2955). Both are computed here.
+Two numbers are called normalized accuracy. The lm-eval harness divides an ending's log-probability
+by its number of characters and rewords the questions (0.3114 for GPT-2 124M). build-nanogpt divides
+by the number of tokens and leaves the questions as they are (0.2955). Both are computed here.
 """
 
 import json
@@ -26,8 +26,8 @@ SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 1
 
 
 def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
-    """HellaSwag's validation questions, or the first `limit`: from a file in its format, else
-    downloaded once. Raises UserError for neither, and for a file in another format."""
+    """HellaSwag's validation questions, or the first `limit`, from a file or else downloaded once.
+    Raises UserError if the file can't be read or the download fails, and for another format."""
     name = "hellaswag_val.jsonl"
     path, hint = Path(file or name).expanduser(), f"give a copy of {name} as --hellaswag-file"
     try:
@@ -90,7 +90,7 @@ def hellaswag(model, questions: list[dict], wording: Callable, batch_size: int =
 
 @dataclass(frozen=True)
 class Row:
-    """Context and ending as ids, how many of them are the ending's, and its characters."""
+    """Context and ending as ids, and how many ids and characters the ending has."""
 
     ids: list[int]
     n_ending: int
@@ -100,8 +100,8 @@ class Row:
 def question_batches(
     questions, wording: Callable, config: GPTConfig, batch_size: int
 ) -> list[list]:
-    """Batches of (four Rows, label), shortest first, for a model of these sizes. Texts beyond its
-    block size lose their start."""
+    """Batches of (four Rows, label), shortest first. Texts longer than the model's block size lose
+    their start."""
     encode = gpt2_tokenizer(config.vocab_size).encode_ordinary
     asked = []
     for question in questions:
@@ -118,10 +118,10 @@ def question_batches(
 
 @torch.no_grad()
 def count_right(model, batch: list) -> list[int]:
-    """How many questions of a batch are right by each of the three measures."""
+    """How many questions of a batch the model gets right, by each of the three measures."""
     device = next(model.parameters()).device
     rows = [row for four, _ in batch for row in four]
-    longest = max(len(row.ids) for row in rows)
+    longest = max(len(row.ids) for row in rows)  # the others are padded at the end, unseen
     idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
     length = torch.tensor([[len(row.ids)] for row in rows])
     n_ending = torch.tensor([[row.n_ending] for row in rows])
@@ -137,7 +137,7 @@ def count_right(model, batch: list) -> list[int]:
 
 
 def score(counts: list[list[int]], n_questions: int) -> HellaSwag:
-    """The shares, from the counts of all batches."""
+    """The accuracies, from the counts of all batches."""
     return HellaSwag(n_questions, *(sum(count[k] for count in counts) / n_questions
                                     for k in range(3)))  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""GPT-2's initial weights: one matrix for reading and predicting tokens, and how large they are.
+"""GPT-2's initial weights: one matrix that reads and predicts tokens, and how each is drawn.
 
 | tensor                     | drawn from                | source                                |
 |----------------------------|---------------------------|---------------------------------------|

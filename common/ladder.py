@@ -15,20 +15,20 @@ from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
 WARMUP_STEPS = 2  # not timed: the first step may compile
-MAX_LOSS_DIFFERENCE = 0.02  # nats, of the first step; bf16 stores 7 bits of mantissa
-MAX_DRIFT = 0.15  # of the time that the same work takes, first and last
+MAX_LOSS_DIFFERENCE = 0.02  # nats, at the first step; bf16 stores 7 bits of mantissa
+MAX_DRIFT = 0.15  # the first rung's time may change by this share until the end
 
 
 @dataclass
 class Rung:
-    """A row of the table, and the log of the run that it is measured on."""
+    """A row of the table, and the log of the run that measures it."""
 
     name: str
     dtype: str = "float32"  # of the matrix products
-    ms: list[float] = field(default_factory=list)  # of every step, warm-up too
+    ms: list[float] = field(default_factory=list)  # of every step, warm-up included
     loss: float | None = None  # of the first step: before any weight has changed
     val_loss: float | None = None  # after the last step
-    peak_bytes: int | None = None  # of memory
+    peak_bytes: int | None = None  # peak memory
     tokens_per_s: float = 0.0
     mfu: float = 0.0  # share of the matmul peak, 0 to 1
     times_previous: float | None = None
@@ -86,7 +86,7 @@ class Ladder:
 
     @contextlib.contextmanager
     def skip_if_full(self, name: str):
-        """A rung that the block measures is skipped if memory does not hold it."""
+        """Skip the rung that is measured inside if memory does not hold it."""
         try:
             yield
         except RuntimeError as error:
@@ -109,7 +109,7 @@ class Ladder:
 
     def check(self, rung: Rung, first: Rung) -> str:
         """Compute a rung's throughput. Returns the cells of `columns`. Raises AssertionError if its
-        first loss is not the first rung's: a fast wrong number is no speed-up."""
+        first loss differs from the first rung's: a fast wrong number is no speed-up."""
         difference = rung.loss - first.loss
         if not abs(difference) <= MAX_LOSS_DIFFERENCE:  # nan too
             raise AssertionError(f"{rung.name}: loss {rung.loss:.4f}, but {first.loss:.4f} in fp32")

@@ -1,5 +1,5 @@
 """GPT-2 (Radford et al., 2019, and OpenAI's code): LayerNorm before attention and MLP (pre-norm),
-learned positions, GELU by its tanh formula, Hugging Face's names.
+learned positions, the tanh approximation of GELU, and Hugging Face's names for the weights.
 
 B rows, T tokens, C = n_embd, nh = n_head heads of size hs = C / nh."""
 
@@ -42,7 +42,7 @@ class GPTConfig:
             raise UserError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
 
     def flops_per_token(self, T: int) -> int:
-        """Forward and backward: 6 for each weight of a matrix, and 12·C·T per layer for attention
+        """FLOPs, forward and backward: 6 per weight of a matrix, and 12·C·T per layer for attention
         (PaLM, Chowdhery et al., 2022, appendix B). A multiply-add counts as 2."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T
@@ -110,7 +110,7 @@ class GPT(nn.Module):
         T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
         if not 0 < T <= limit:
             raise UserError(f"{T} tokens do not fit a block size of {limit}: shorten the sequence")
-        if idx.is_cpu and not torch.compiler.is_compiling():  # a GPU would have to be waited for
+        if idx.is_cpu and not torch.compiler.is_compiling():  # on a GPU this would force a sync
             if idx.min() < 0 or idx.max() >= vocab:
                 raise UserError(f"ids {idx.min()} to {idx.max()} exceed a vocabulary of {vocab}")
         # Positions are 0 to T - 1 in every row: the first T rows of the table.

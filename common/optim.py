@@ -2,8 +2,8 @@
 
 GPT-3 paper (Brown et al., 2020), section 2.3 and appendix B: Adam with betas (0.9, 0.95), eps 1e-8
 and weight decay 0.1, gradients clipped to a global norm of 1.0, a linear warm-up over 375 million
-tokens, a cosine down to 10 % of the learning rate over 260 billion tokens, constant after that.
-That only matrices decay is common practice since (nanoGPT does the same).
+tokens, a cosine down to 10 % of the learning rate over 260 billion tokens, constant after that. By
+later common practice, only matrices decay (as in nanoGPT).
 """
 
 import math
@@ -18,7 +18,7 @@ from common.speed import autocast_dtype
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups for an optimizer: matrices and embeddings decay; biases and LayerNorms, which only
-    shift and scale, do not. A tied matrix is there once."""
+    shift and scale, do not. A tied matrix is listed once."""
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -36,10 +36,10 @@ def adamw(
 class Muon:
     """Muon (Jordan, 2024) for the matrices of a model's blocks, AdamW for all else: one optimizer.
 
-    A gradient changes a matrix along few of its directions. Muon adds up gradients to a momentum,
-    and brings the singular values of that near 1, so that each direction is learned at the same
-    rate. The update is scaled to the size of AdamW's (Moonlight, Liu et al., 2025, section 2.2), so
-    that both take the same learning rate and weight decay.
+    A gradient changes a matrix along only a few of its directions. Muon accumulates gradients in a
+    momentum and brings its singular values near 1, so that all directions are learned equally fast.
+    The update is scaled to the RMS of AdamW's, about 0.2 (Moonlight, Liu et al., 2025, section
+    2.2), so that both take the same learning rate and weight decay.
     """
 
     def __init__(self, adamw: torch.optim.AdamW, model: GPT, momentum: float = 0.95):
@@ -69,7 +69,7 @@ class Muon:
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
     """The matrix with all singular values between 0.7 and 1.2, by five steps of Newton-Schulz, each
-    a polynomial a·X + b·XXᵀX + c·(XXᵀ)²X. In bf16 where the device computes in that, else fp32."""
+    a polynomial a·X + b·XXᵀX + c·(XXᵀ)²X. In bf16 if the device has it, else fp32."""
     is_tall, (a, b, c) = matrix.size(0) > matrix.size(1), (3.4445, -4.7750, 2.0315)
     native = autocast_dtype(matrix.device) is torch.bfloat16
     X = matrix.to(torch.bfloat16 if native else torch.float32)

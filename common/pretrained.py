@@ -21,7 +21,7 @@ from common.tokenizer import VOCAB_SIZE, token_ids, tokenizer_file
 
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 FIELDS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "tie_word_embeddings")
-# What our model computes. A model with another value would load, and then be wrong.
+# What our model computes. A model with another value would load, but compute wrong logits.
 SUPPORTED = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
@@ -35,7 +35,7 @@ def from_hugging_face(name_or_dir: str) -> GPT:
 
 
 def convert(reference: GPT2LMHeadModel) -> GPT:
-    """Our GPT with the weights of Hugging Face's module: same logits, its own copy of each."""
+    """Our GPT with a copy of the weights of Hugging Face's module: the same logits."""
     c = reference.config
     model = GPT(GPTConfig(c.n_layer, c.n_head, c.n_embd, c.n_positions, c.vocab_size))
     model.load_state_dict(_transposed(reference.state_dict()))
@@ -65,12 +65,12 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     )  # fmt: skip
     reference = GPT2LMHeadModel(config)
     reference.load_state_dict(_transposed(state))
-    reference.loss_type = "ForCausalLM"  # which transformers would guess, with a warning
+    reference.loss_type = "ForCausalLM"  # otherwise transformers guesses it, with a warning
     return reference.eval()
 
 
 class HuggingFace(torch.nn.Module):
-    """as_hugging_face(model) with our forward, so that it can be trained by the same loop."""
+    """as_hugging_face(model) with our forward's signature, so that the same loop can train it."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -88,12 +88,12 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
     disable_progress_bar()
     reference, T = as_hugging_face(model), model.config.block_size
     vocab_size = reference.config.vocab_size
-    # Else transformers would generate 256 tokens, also where the block size is less.
+    # Otherwise transformers would generate 256 tokens, even if the block size is smaller.
     ends = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), vocab_size - 1)
     reference.generation_config = GenerationConfig(max_length=T, **ends)
     reference.save_pretrained(folder)
-    merges = tokenizer_file("vocab.bpe").decode().splitlines()[1:]  # the first names the version
-    pairs = [tuple(merge.split()) for merge in merges[: vocab_size - 257]]  # 256 bytes, the end
+    merges = tokenizer_file("vocab.bpe").decode().splitlines()[1:]  # line 0 is the version
+    pairs = [tuple(merge.split()) for merge in merges[: vocab_size - 257]]  # 257: bytes and end
     how = dict(model_max_length=T, clean_up_tokenization_spaces=False)
     GPT2Tokenizer(token_ids(vocab_size), pairs, **how).save_pretrained(folder)
     title = f"GPT-2 with {reference.num_parameters():,} parameters"
@@ -102,20 +102,20 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
 
 
 def export(model: GPT, folder: Path, facts: dict[str, object]) -> None:
-    """Write model as folder/hf, in place of an earlier one; whole or not at all."""
+    """Write model to folder/hf, replacing an earlier one: completely or not at all."""
     with whole_folder(folder / "hf") as partial:
         to_hugging_face(model, partial, facts)
     print(f"saved: {folder}/hf\n  to try it: python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 
 def hugging_face_config(name_or_dir: str) -> GPT2Config:
-    """The sizes of the model behind a Hub name or in a local folder, before any weight is read.
-    Raises HubUnreachable, and UserError for what is no GPT-2 that ours can compute."""
+    """The config of a model on the Hub or in a local folder, before any weight is read. Raises
+    HubUnreachable, and UserError for a model that our GPT can't compute."""
     path = model_folder(name_or_dir, "config.json") / "config.json"
     given = read_json(path)
     if "recipe" in given:  # the options of a run
-        raise UserError(f"{name_or_dir} is a run: give its hf/, which it writes at its end, or "
-                        "what python -m common.run.export makes of a checkpoint")  # fmt: skip
+        raise UserError(f"{name_or_dir} is a run: give its hf/, written when the run ends, "
+                        "or export a checkpoint: python -m common.run.export")  # fmt: skip
     given = GPT2Config().to_dict() | {"model_type": None} | given
     if given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default
@@ -139,7 +139,7 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
 
 def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
     """Hugging Face's own model, in fp32 on the CPU. Raises as hugging_face_config, and UserError
-    for weights that do not load. Weights that were pickled are not: they could run any code."""
+    for weights that do not load. Pickled weights are not loaded: they could run any code."""
     config = hugging_face_config(name_or_dir)
     folder = model_folder(name_or_dir, "config.json", "model*.safetensors*")
     disable_progress_bar()  # reading from disk takes a second

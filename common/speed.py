@@ -1,7 +1,7 @@
-"""Ways to (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary, compilation,
-a fused update, a narrow residual stream.
+"""Ways to get (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary,
+compilation, a fused update, a narrow residual stream.
 
-A machine may lack one of them: `why_not` returns the reason, or None.
+Not every machine gains from each of them: `why_not` returns the reason, or None.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ from common.kit.device import quiet_compiler
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
-# SDPA's kernels, but not cuDNN's, which spends tens of ms on a plan for each new shape.
+# SDPA's kernels except cuDNN's, which spends tens of ms on a plan for each new shape.
 FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is computed. As it stands: in fp32, as in stage 4."""
+    """How a model is computed. The defaults are stage 4's: the formulas, in fp32."""
 
     tf32: bool = False
     dtype: torch.dtype | None = None  # of autocast; None is fp32
     attention: Callable = causal_attention
     vocab_multiple: int = 1
     compile: bool = False
-    fused: bool = False  # stage 5's AdamW; that of common/optim.py always is
+    fused: bool = False  # stage 5's AdamW; common/optim.py's always is
     residual: bool = False  # the residual stream in autocast's dtype
 
     def names(self) -> dict[str, str]:
@@ -46,15 +46,15 @@ class Setting:
 
 
 def build(config: GPTConfig, setting: Setting, seed: int) -> GPT:
-    """Stage 4's model, tied and initialized, with what the setting changes of it."""
+    """Stage 4's model, tied and initialized, with the changes of the setting."""
     model = tie_weights(GPT(replace(config, attention=setting.attention)))
     return narrow_residual(pad_vocab(init_weights(model, seed), setting.vocab_multiple), setting)
 
 
 def flash_attention(q, k, v, dropout_p=0.0):
-    """`causal_attention` as one kernel that never holds all (T, T) scores (FlashAttention, Dao et
+    """`causal_attention` as one kernel that never stores all (T, T) scores (FlashAttention, Dao et
     al., 2022). q, k, v: (B, nh, T, hs)."""
-    training = torch.is_grad_enabled()  # then all batches have one shape
+    training = torch.is_grad_enabled()  # training batches all have one shape
     with contextlib.nullcontext() if training else sdpa_kernel(FOR_ANY_SHAPE):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
@@ -78,13 +78,13 @@ def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> fl
             raise
         return math.inf
     seconds = [(timed(formula, device)[0], timed(flash, device)[0]) for _ in range(10)]
-    # The minima: other work on the machine slows some repetitions, and must not decide.
+    # The minima, since other work on the machine slows some repetitions down.
     return min(a for a, _ in seconds) / min(b for _, b in seconds)
 
 
 def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
-    """A short timing of flash_attention beside the formula, on one layer's q, k, v of a (B, T)
-    batch."""
+    """Time flash_attention and the formula on one layer's q, k, v of a (B, T) batch. Returns the
+    reason to stay with the formula, or None."""
     shape = (B, config.n_head, T, config.n_embd // config.n_head)
     gain = attention_gain(shape, dtype or torch.float32, device)
     return f"it takes {1 / gain:.1f} times as long as the formula" if gain < 0.9 else None
@@ -113,8 +113,8 @@ def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
 
 
 def narrow_residual(model: GPT, setting: Setting) -> GPT:
-    """With setting.residual cast what enters the first block to autocast's dtype; all later sums
-    are then of it. Else the embeddings, in fp32, would widen them all. Returns model."""
+    """With setting.residual, cast the first block's input to autocast's dtype, which all later sums
+    then keep. Otherwise the fp32 embeddings would make them all fp32. Returns model."""
 
     def narrow(block, inputs):
         device, (x,) = inputs[0].device.type, inputs
@@ -154,20 +154,20 @@ def why_not_compile(device: torch.device) -> str | None:
     except (RuntimeError, OSError) as error:  # torch's compile errors are RuntimeErrors
         return f"{type(error).__name__}: {error}".strip().split("\n")[0]
     finally:
-        torch._dynamo.reset()  # else the next model's shapes count as changed ones
+        torch._dynamo.reset()  # or the next model's shapes would count as changed
     return None
 
 
 def compiled(work, **options):
-    """torch.compile of a module or a function. On a CPU the compiler is told to compute tanh as
-    2·sigmoid(2x) − 1, with one exp: GELU is mostly tanh, and a bf16 step takes 2 % less time."""
+    """torch.compile for a module or a function. On a CPU it computes tanh as 2·sigmoid(2x) − 1,
+    with a single exp: GELU spends most of its time on tanh, and a bf16 step takes 2 % less time."""
     quiet_compiler()
     return torch.compile(work, options={"cpp.use_decompose_tanh": True} | options)
 
 
 def loss_function(model: nn.Module, compile: bool) -> Callable:
-    """f(x, y), model's loss. Compiled, the logits need not leave it. The model itself stays eager,
-    for evaluation, sampling and saving."""
+    """f(x, y), model's loss. It returns no logits, so the compiler may fuse them into the loss. The
+    model itself stays eager, for evaluation, sampling and saving."""
 
     def loss_of(x, y):
         return model(x, y)[1]
@@ -178,7 +178,7 @@ def loss_function(model: nn.Module, compile: bool) -> Callable:
 def why_not(
     change: dict, setting: Setting, config: GPTConfig, B: int, T: int, device: torch.device
 ) -> str | None:
-    """The reason to leave the change out, for batches (B, T) on this device, or None."""
+    """The reason to skip the change, for batches (B, T) on this device, or None."""
     if "tf32" in change and device.type != "cuda":
         return f"TF32 is a mode of NVIDIA GPUs, not of {device.type}"
     if "tf32" in change and torch.cuda.get_device_capability(device) < (8, 0):
@@ -203,8 +203,8 @@ def setting_of(dtype: str, attention: str, compile: str, device: torch.device) -
 
 def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype: str = "auto",
                  attention: str = "auto", compile: str = "auto") -> Setting:  # fmt: skip
-    """What stage 5 found: for each name that is "auto", what is fastest on this device for batches
-    (B, T)."""
+    """What stage 5 found: each name that is "auto" becomes the fastest choice on this device for
+    batches (B, T)."""
     if dtype == "auto":
         dtype = str(autocast_dtype(device) or torch.float32).removeprefix("torch.")
     if attention == "auto":

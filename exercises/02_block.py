@@ -7,7 +7,8 @@ each makes of it (the MLP). GPT-2 normalizes what a part reads, never the stream
     x ← x + mlp(ln_2(x))
 
 The first Transformer normalized the sum, ln_1(x + attn(x)) (post-norm), which is harder to train
-when deep. The MLP widens each token to 4 C, applies GELU, and comes back. GPT-2 computes GELU by
+when deep. The MLP widens each token to 4 C, applies GELU, and projects back to C. GPT-2 computes
+GELU as
 
     0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))
 
@@ -31,5 +32,6 @@ def mlp(x: torch.Tensor, c_fc, c_proj) -> torch.Tensor:
 #
 # The block is two lines, each of the form x = x + part(norm(x)): the second one reads what the
 # first one wrote. torch.nn.functional.gelu computes GELU exactly, by erf, unless it is told
-# approximate="tanh". It goes between the two products: two matrices in a row are only one matrix.
+# approximate="tanh". It goes between the two products: without it, they would amount to a single
+# matrix.
 # endregion

@@ -6,9 +6,9 @@ nn.Linear computes x Wᵀ + b, with W of shape (out, in). The names of the weigh
     W of nn.Linear = (W of Conv1D)ᵀ
 
 for the four matrices of a block: attn.c_attn, attn.c_proj, mlp.c_fc and mlp.c_proj. Embeddings,
-LayerNorms, biases and the head are what they were. One of the four is square: a forgotten
-transposition of it raises no error, and yet the model is then wrong.
-(Radford et al., 2019, and OpenAI's gpt-2/src/model.py, where conv1d is.)
+LayerNorms, biases and the head stay as they are. One of the four is square: if you forget to
+transpose it, no error is raised, but the model is wrong.
+(Radford et al., 2019; conv1d in OpenAI's gpt-2/src/model.py.)
 """
 
 import torch
@@ -16,8 +16,8 @@ import torch
 
 def from_hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """state: the state dict of transformers' GPT2LMHeadModel, with names such as
-    transformer.h.0.attn.c_attn.weight, (C, 3C). Returns one for a model of nn.Linear layers: the
-    same names; transformer.h.0.attn.c_attn.weight is now (3C, C)."""
+    transformer.h.0.attn.c_attn.weight, (C, 3C). Returns a state dict for nn.Linear layers, with the
+    same names: transformer.h.0.attn.c_attn.weight is now (3C, C)."""
     raise NotImplementedError
 
 
@@ -25,5 +25,5 @@ def from_hugging_face(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 #
 # Decide by the name, never by the shape: attn.c_proj.weight is (C, C) both ways, and wte, a matrix
 # too, must stay. str.endswith takes a tuple of endings. .t() transposes; .view and .reshape to
-# (out, in) would keep the order in memory, so that all numbers end up in other places.
+# (out, in) would keep the order in memory, so the numbers would end up in the wrong places.
 # endregion

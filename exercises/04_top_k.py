@@ -2,8 +2,8 @@
 
 The logits after the last token are a prediction: softmax(logits / temperature). A temperature below
 1 makes likely tokens likelier, one above 1 makes all more alike, and 0 means to take the most
-probable one (greedy). The many improbable tokens together are drawn too often; top-k sampling keeps
-the k most probable ones, whose probabilities then sum to 1.
+probable one (greedy). Improbable tokens are so many that, together, they are drawn too often. Top-k
+sampling keeps only the k most probable tokens and rescales their probabilities to sum to 1.
 (Fan et al., 2018, section 5.4; Radford et al., 2019, sampled with k = 40.)
 """
 
@@ -19,8 +19,8 @@ def next_ids(logits: torch.Tensor, temperature: float, top_k: int, seed: int) ->
 # region Hint. Fold this away; open it when you are stuck.
 #
 # Temperature 0 comes first, since nothing can be divided by it: logits.argmax(-1, keepdim=True).
-# logits.topk(top_k) returns two tensors (B, k): the largest logits, and which ids they are of. Draw
-# from the softmax of the first with torch.multinomial(probabilities, 1, generator=...), where the
-# generator is torch.Generator().manual_seed(seed). That draws a place among the k candidates, 0 to
-# k - 1; the id at that place is candidates.gather(-1, choice).
+# logits.topk(top_k) returns two tensors (B, k): the largest logits, and their ids (the candidates).
+# Draw from the softmax of the first with torch.multinomial(probabilities, 1, generator=...), where
+# the generator is torch.Generator().manual_seed(seed). That draws a place among the k candidates, 0
+# to k - 1; the id at that place is candidates.gather(-1, choice).
 # endregion

@@ -5,8 +5,8 @@
     update                           the optimizer's step changes each weight by its .grad
     forget                           the next backward must not add to this gradient
 
-AdamW divides the mean of the last gradients by the root of the mean of their squares, so that all
-weights move at about the speed lr. It remembers both means from step to step.
+AdamW divides a running mean of the gradients by the root of a running mean of their squares, so
+each weight moves by about lr per step. It keeps both means from step to step.
 (Loshchilov and Hutter, 2019.)
 """
 
@@ -14,9 +14,9 @@ import torch
 
 
 def train(model, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -> list[float]:
-    """Train model on the batch x, y, (B, T) int64, for so many steps of AdamW with PyTorch's
-    defaults. model(x, y) returns logits and loss. Returns the loss of each step as a number, as it
-    was before that step's update."""
+    """Train model on the batch x, y, (B, T) int64, for `steps` steps of AdamW with PyTorch's
+    defaults, except lr. model(x, y) returns logits and loss. Returns the loss of each step as a
+    number, computed before that step's update."""
     raise NotImplementedError
 
 
@@ -24,5 +24,5 @@ def train(model, x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -> lis
 #
 # optimizer = torch.optim.AdamW(model.parameters(), lr=lr), once, before the loop. In the loop: the
 # loss, loss.backward(), optimizer.step(), optimizer.zero_grad(), in this order. loss is a tensor
-# that holds on to the whole computation; loss.item() is its number.
+# that keeps the whole computation in memory; loss.item() is its number.
 # endregion

@@ -3,9 +3,9 @@
 A text of N tokens is cut into windows of T, side by side. The target of a window's last token is
 the first token of the next window, so the text has (N - 1) // T windows, not N // T.
 
-An epoch visits each window once, in an order drawn from (seed, epoch): another order in each epoch,
-the same ones in each run. Where the windows do not fill a whole number of batches, a batch holds
-the end of one epoch and the start of the next: no window is left out.
+An epoch visits each window once, in an order drawn from (seed, epoch): a different order in each
+epoch, the same orders in each run. If the windows do not fill a whole number of batches, a batch
+holds the end of one epoch and the start of the next: no window is left out.
 """
 
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ def batches(
 
 # region Hint. Fold this away; open it when you are stuck.
 #
-# A function with yield in it is a generator. One loop over epochs inside which one loop goes over
-# np.random.default_rng((seed, epoch)).permutation(n_windows), and a list of rows that is yielded
-# and emptied when it has B. The list outlives an epoch, so nothing is left out. A row is
-# tokens[i * T : i * T + T + 1]: T + 1 tokens, of which x drops the last and y the first.
-# torch has few operations for uint16: rows.astype(np.int64).
+# A function with yield in it is a generator. Loop over epochs, and inside that over
+# np.random.default_rng((seed, epoch)).permutation(n_windows). Collect rows in a list; when it has
+# B, yield them as a batch and empty it. The list outlives an epoch, so nothing is left out. A row
+# is tokens[i * T : i * T + T + 1]: T + 1 tokens, of which x drops the last and y the first. torch
+# has few operations for uint16: rows.astype(np.int64).
 # endregion

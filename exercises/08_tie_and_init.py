@@ -1,11 +1,12 @@
-"""Exercise 8, stage 4: weight tying, and how large the first weights are.
+"""Exercise 8, stage 4: weight tying, and the size of the initial weights.
 
 The matrix that reads tokens (wte) and the one that predicts them (lm_head) have the same shape and
-the same meaning, one vector per token: GPT-2 has one for both. That saves 38,597,376 of stage 0's
-163,037,184 parameters.
+the same meaning, one vector per token: GPT-2 uses one matrix for both. That saves 38,597,376 of
+stage 0's 163,037,184 parameters.
 
-Each block adds to the residual stream twice, by the two layers called c_proj. 2 · n_layer sums of
-equal size would make the stream √(2 n_layer) times as wide; so these layers start smaller:
+Each block adds to the residual stream twice, in its two layers called c_proj. 2 · n_layer additions
+of equal size would make the stream's standard deviation √(2 n_layer) times as large, so these
+layers start smaller:
 
     wte, linear weights   normal(0, 0.02)
     wpe                   normal(0, 0.01)
@@ -29,8 +30,9 @@ def tie_and_init(model: torch.nn.Module, seed: int) -> None:
 # region Hint. Fold this away; open it when you are stuck.
 #
 # Tying is one assignment: model.lm_head.weight = model.transformer.wte.weight. A copy would be
-# another Parameter, which the first training step takes elsewhere. Then walk over
-# model.named_modules() with isinstance, and end with name.endswith("c_proj"). Draw by
-# part.weight.normal_(0, std, generator=generator) under torch.no_grad(), with one
-# torch.Generator().manual_seed(seed). lm_head is an nn.Linear too: its matrix is already drawn.
+# another Parameter, which training would change differently. Then walk over model.named_modules():
+# isinstance tells the kind of layer, and name.endswith("c_proj") the ones that start smaller. Draw
+# by part.weight.normal_(0, std, generator=generator) under torch.no_grad(), with one
+# torch.Generator().manual_seed(seed). lm_head is an nn.Linear too: skip it, its matrix is already
+# drawn.
 # endregion

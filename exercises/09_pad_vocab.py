@@ -1,14 +1,14 @@
 """Exercise 9, stage 5: pad the vocabulary without changing the loss.
 
 Kernels work in tiles, and the last tile of 50257 = 392 · 128 + 81 is a third empty. 50304 =
-393 · 128 is computed faster, if 47 rows are added to wte and lm_head for ids that never occur in a
-text. But each new row takes part in the softmax: its logit adds to the sum, and so to the loss:
+393 · 128 is faster: 47 rows are added to wte and lm_head, for ids that never occur in a text. But
+each new row takes part in the softmax: its logit adds to the sum, and so to the loss:
 
     loss = ln Σ exp(logits) − logit of the target
 
-A row of zeros has the logit 0, which may be the largest of all. What row has a logit that is never
-large, whatever the model's last hidden state is? The loss then rises by ln(50304 / 50257) < 0.001
-at most. (Karpathy's nanoGPT pads to 50304, from the first step of training on.)
+A row of zeros has the logit 0, which may be the largest of all. Which row has a logit that is never
+large, whatever the model's last hidden state is? With it, the loss rises by at most
+ln(50304 / 50257) < 0.001. (Karpathy's nanoGPT pads to 50304, from the first step of training on.)
 """
 
 import torch

@@ -1,9 +1,9 @@
 """Exercise 11, stage 6: which weights decay.
 
-Weight decay pulls a weight towards 0 in each step, by lr · weight_decay of itself. That restrains
-matrices, embeddings among them. A bias only shifts, and a LayerNorm's weight only scales, about 1:
-to pull these to 0 has no use. So there are two groups of parameters, with a weight decay of their
-own. A tied matrix is one parameter and must be in one group, once.
+Weight decay pulls a weight towards 0 in each step, by lr · weight_decay of itself. That regularizes
+matrices, embeddings included. A bias only shifts, and a LayerNorm's weight, near 1, only scales:
+pulling these towards 0 has no use. So there are two groups of parameters, each with its own weight
+decay. A tied matrix is one parameter and must be in one group, once.
 (Loshchilov and Hutter, 2019; the groups as in minGPT and nanoGPT; GPT-3 decays by 0.1.)
 """
 
@@ -16,7 +16,7 @@ def parameter_groups(model, weight_decay: float) -> list[dict]:
 
 # region Hint. Fold this away; open it when you are stuck.
 #
-# No names are needed: what decays has two dimensions, and what does not has one, p.dim(). A group
-# without "weight_decay" gets AdamW's default, which is 0.01 and not 0. model.parameters() lists a
-# shared parameter once.
+# No names are needed: p.dim() is 2 for what decays and 1 for what does not. A group without
+# "weight_decay" gets AdamW's default, which is 0.01 and not 0. model.parameters() lists a shared
+# parameter once.
 # endregion

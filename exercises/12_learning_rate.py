@@ -1,7 +1,7 @@
 """Exercise 12, stage 6: the learning rate of a step.
 
-AdamW divides by a mean of squared gradients that is made of few of them at first, so the first
-steps are kept small (warm-up). Later, smaller and smaller steps settle what large ones left rough
+AdamW divides by a running mean of squared gradients, which at first is a mean of only a few, so the
+first steps are kept small (warm-up). Later, ever smaller steps settle what large ones left rough
 (decay). The learning rate rises in a straight line to its maximum, then falls as half a cosine to a
 tenth of it, and stays there:
 
@@ -16,14 +16,14 @@ where progress goes from 0 at warmup_steps to 1 at `steps`.
 
 
 def learning_rate(step: int, lr: float, warmup_steps: int, steps: int) -> float:
-    """The learning rate of a step, which counts from 0; lr is the maximum. warmup_steps may be 0,
-    and is less than steps."""
+    """The learning rate of a step, counted from 0; lr is the maximum. warmup_steps may be 0, and is
+    less than steps."""
     raise NotImplementedError
 
 
 # region Hint. Fold this away; open it when you are stuck.
 #
-# Three cases, two of them left early: if step < warmup_steps, if step >= steps, and then
-# progress = (step - warmup_steps) / (steps - warmup_steps). Without the second case the cosine
-# would rise again after the last step. Step 0 has lr / warmup_steps: with 0 nothing would change.
+# Three cases, two of them left early: if step < warmup_steps, if step >= steps, and then progress =
+# (step - warmup_steps) / (steps - warmup_steps). Without the second case the cosine would rise
+# again after the last step. Step 0 has lr / warmup_steps, since 0 would change nothing.
 # endregion

@@ -1,15 +1,15 @@
 """Exercise 13, stage 6: a batch larger than memory.
 
-backward() adds to the gradients that are already there. So a batch is cut into micro-batches, each
-of which fits, and the optimizer steps once, when all gradients have been added up. The loss of the
-whole batch is the mean of the micro-batches' losses, if all are equally large. So its gradient is
-the mean of theirs, and not their sum:
+backward() adds to the gradients that are already there. So a batch is cut into micro-batches that
+fit in memory, and the optimizer steps once, when the gradients of all have been added up. The loss
+of the whole batch is the mean of the micro-batches' losses, if all are equally large. So its
+gradient is the mean of theirs, and not their sum:
 
     gradient = Σ gradient of (loss of a micro-batch / number of micro-batches)
 
 Then the gradient is clipped. If its norm, over all parameters together, exceeds the limit, the
-whole gradient is scaled down to the limit: its direction stays. One unusual batch must not take the
-weights far away. (Pascanu et al., 2013, for clipping; Brown et al., 2020: clipped to 1.0.)
+whole gradient is scaled down to the limit and keeps its direction. So one unusual batch can't throw
+the weights far off. (Pascanu et al., 2013, for clipping; Brown et al., 2020: clipped to 1.0.)
 """
 
 import torch

@@ -6,8 +6,8 @@ windows from (seed, epoch), so no rank needs to tell another what it takes. The 
 then that of epoch 1, and so on, are one endless stream. A step takes the next world_size · B
 windows of the stream, and the ranks share them: no window twice, none left out.
 
-A run with 2 ranks then equals a run with 1 rank that accumulates 2 micro-batches, and all that
-needs to be saved of the stream is how far it has come.
+A run with 2 ranks then equals a run with 1 rank that accumulates 2 micro-batches, and all that a
+checkpoint needs of the stream is how far it has come.
 (Li et al., 2020, PyTorch Distributed: data parallel training.)
 """
 

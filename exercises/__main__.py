@@ -1,4 +1,4 @@
-"""Where a reader stands: a line an exercise.
+"""Which exercises are done: one line for each.
 
 python -m exercises           # all of them
 python -m exercises 01 02     # only these

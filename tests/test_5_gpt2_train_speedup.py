@@ -476,7 +476,7 @@ def full(*_, **__):
 
 def test_a_model_too_large_for_the_device_is_one_line(refused, text_file, monkeypatch):
     monkeypatch.setattr("torch.optim.AdamW.step", full)
-    refused("no rung fits the memory", 5, *SMALL, "--data", str(text_file), "--rungs", "0", "3")
+    refused("no rung fits in memory", 5, *SMALL, "--data", str(text_file), "--rungs", "0", "3")
 
 
 @pytest.mark.usefixtures("quick_peak")

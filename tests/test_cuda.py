@@ -123,4 +123,4 @@ def test_a_full_gpu_is_one_line(tmp_path, text_file):
     options = ("--batch-size", "512", "--block-size", "1024", "--rungs", "0", "--data", "long.txt")
     done = run_script(5, *options, "--device", DEVICE, cwd=tmp_path)
     assert done.returncode == 2 and "0 fp32         skipped: the memory is full" in done.stdout
-    assert done.stderr.startswith("error: no rung fits the memory"), done.stderr
+    assert done.stderr.startswith("error: no rung fits in memory"), done.stderr

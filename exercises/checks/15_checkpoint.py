@@ -106,7 +106,7 @@ def check_damage(answer, folder: Path) -> None:
     if found is None:
         raise Wrong("a byte of step 20 is damaged, and newest finds nothing: step 10 is whole")
     if found != (10, OLD):
-        raise Wrong("a byte of step 20 is damaged, and newest takes it: store a sum with the data")
+        raise Wrong("a byte of step 20 is damaged, and newest takes it: store a checksum too")
 
 
 def check_flush(answer, folder: Path) -> None:

@@ -60,7 +60,7 @@ def simple(
 
 
 def read_all(content):
-    assert sum_fits(content), "the sum does not fit"
+    assert sum_fits(content), "the checksum does not match"
     return True
 
 
