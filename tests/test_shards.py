@@ -706,7 +706,7 @@ def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
     (["train.npy", 'meta.json: {"shards": [{"name": "train_7.npy"}]}'], "lacks train_7.npy"),
     (["train.npy", 'meta.json: {"shards": [{"name": "train.npy"}, {"name": 7}]}'], "lacks 7"),
     (["train.npy", "progress.json: {}"], "is not complete: the command that made it resumes"),
-    (["val_0.npy"], "validation files alone"),
+    (["val_0.npy"], "only validation files"),
     (["train.npy", "short_val.npy"], "has 1 ids for validation"),
 ])  # fmt: skip
 def test_a_bad_folder_of_token_files_is_one_line(names, words):
