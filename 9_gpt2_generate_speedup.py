@@ -166,7 +166,7 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # some are slow
+            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # slow rungs: fewer
             rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)
@@ -203,7 +203,7 @@ def voice(model: GPT, S: int, options: Options) -> Voice:
     device = next(model.parameters()).device
     long = options.interactive or options.samples * options.max_new_tokens >= 1000
     if options.compile == "auto" and not long:
-        why_eager = "so few tokens; --compile yes compiles"
+        why_eager = "few tokens; --compile yes compiles"
     else:
         why_eager = "as asked" if options.compile == "no" else why_not_compile(device)
     sampling = (options.temperature, options.top_k, options.top_p)

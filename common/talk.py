@@ -77,6 +77,6 @@ def converse(voice: Voice, seed: int, text: str) -> None:
                 print(piece, end="", flush=True)
                 text += piece
         except KeyboardInterrupt:
-            pass  # what was said stays
+            pass  # keep the text so far
         print()
         text, seed = f"{text}\n", seed + 1

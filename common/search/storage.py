@@ -27,7 +27,7 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
     file, begun = folder / "study.txt", (folder / "trials").exists()
     if begun and file.exists() != bool(storage):
         how = "with" if file.exists() else "without"
-        raise UserError(f"the search in {folder} was begun {how} --storage: resume it {how} that")
+        raise UserError(f"the search in {folder} was begun {how} --storage: resume it the same way")
     if storage and not file.exists():
         write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
     name = file.read_text() if storage else "phase"

@@ -149,6 +149,6 @@ def verify(folder: Path) -> None:
     meta = read_json(folder / "meta.json")
     for shard in tqdm(meta["shards"], disable=None):
         if described(folder / shard["name"]) != shard:
-            raise UserError(f"{folder / shard['name']} is not what was written: write it again")
+            raise UserError(f"{folder / shard['name']} is not what was written: tokenize again")
     n_tokens = sum(shard["tokens"] for shard in meta["shards"])
     print(f"{folder}: {len(meta['shards'])} shards, {n_tokens:,} tokens, as written")
