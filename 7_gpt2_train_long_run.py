@@ -52,7 +52,7 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 class Options:
     # run
     recipe: str | None = None  # follow laptop (by default), gpt2-124m, gpt3-125m … 13b, a TOML file
-    init_from: str | None = None  # start from a Hub name or folder; by default, anew
+    init_from: str | None = None  # fine-tune a Hub name or folder; by default, none
     out: str = "runs/7_long_run"  # write to this folder
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
@@ -70,7 +70,7 @@ class Options:
     # optimization, by default from the recipe
     steps: int | None = None  # decay the learning rate over this many steps
     lr: float | None = None  # warm up to this learning rate
-    lr_floor: float | None = None  # decay to this fraction of --lr
+    lr_floor: float | None = None  # end the learning rate at this share of --lr
     warmup_steps: int | None = None  # warm up over this many steps
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
@@ -79,7 +79,7 @@ class Options:
     # evaluation and checkpoints, by default from the recipe
     eval_every: int | None = None  # evaluate every N steps
     eval_tokens: int | None = None  # evaluate on this many validation tokens
-    prompt: str | None = None  # let samples continue this text
+    prompt: str | None = None  # start samples with this text
     eval_hellaswag: bool = False  # evaluate on HellaSwag too
     hellaswag_file: str | None = None  # read this copy; by default, download it
     hellaswag_limit: int | None = None  # ask only this many questions; by default, all

@@ -122,7 +122,7 @@ def main() -> None:
                         (9.3, 3.4, "mlp")):  # fmt: skip
         axes.text(x, y, title, fontsize=14, weight="bold", va="center", color="#1f4e79")
     batch = f"GPT-2 124M, a batch of B = {B} rows of T = {T:,} tokens"
-    where = "in the boxes the shapes of weights, beside the arrows those of what goes on"
+    where = "in the boxes: shapes of weights; beside the arrows: shapes of activations"
     axes.text(0.2, 0.05, f"{batch}; {where}", fontsize=9)
     save_figure(figure, ROOT / "docs" / "parts.png")
 
