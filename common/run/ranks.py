@@ -2,8 +2,8 @@
 
 With DistributedDataParallel every rank holds the full model, and gradients are averaged over the
 ranks. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
-gradient and moment, and gathers a block's weights when it needs them. With one process, none of
-this does anything.
+gradient and moment, and gathers a block's weights when it needs them. With a single process, none
+of this does anything.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ class Ranks:
         numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
         if self.world_size > 1:
             dist.all_reduce(numbers[:2])  # the norm is of averaged gradients: the same on all
-            _set_pg_timeout(timedelta(minutes=30))  # all ranks have compiled: a longer wait hangs
+            _set_pg_timeout(timedelta(minutes=30))  # all have compiled: a longer wait is a hang
         loss, stopping, norm = numbers.tolist()
         return loss / self.world_size, norm, stopping > 0
 
