@@ -98,7 +98,7 @@ def main(options: Options) -> None:
     tokenizer = gpt2_tokenizer(reference.config.vocab_size)
     text_ids = torch.tensor(tokenizer.encode_ordinary(corpus.text)[-options.eval_tokens - 1 :])
     if len(text_ids) < 2:
-        raise UserError(f"{options.data} has {len(text_ids)} tokens, not 2 or more: give a longer text")
+        raise UserError(f"{options.data} has {len(text_ids)} tokens: give a longer text")
 
     model = convert(reference).to(device)
     block_size = model.config.block_size

@@ -1,7 +1,7 @@
 """Stage 7: a long run, on many devices, that can be interrupted. The trainer to keep.
 
-New here, in common/run/: ranks.py (many processes), checkpoint.py and resume.py (a run that can be
-interrupted); skim the rest, recipes.py, batches.py, tokenfiles.py, signals.py, log.py and evals.py.
+New here, in common/run/: ranks.py (many processes), checkpoint.py and resume.py (interrupt a run
+and resume it). Skim the rest: recipes.py, batches.py, tokenfiles.py, signals.py, log.py, evals.py.
 The loop is still stage 6's.
 
     python 7_gpt2_train_long_run.py              # --recipe laptop: 5 minutes on two CPU cores
@@ -9,11 +9,11 @@ The loop is still stage 6's.
     torchrun --standalone --nproc_per_node=8 7_gpt2_train_long_run.py \\
         --recipe gpt3-125m --data FOLDER
 
-Options that you leave out are the recipe's, or those of the run that is resumed. You will see them
-all, then one line per step with its share of the fastest matrix product (MFU), and every
---eval-every steps the validation loss and a sample: bits per byte fall from 4.88 to 2.31. Ctrl-C or
-SIGTERM finish the step and save a checkpoint. The folder --out holds metrics.csv, metrics.png,
-checkpoints, and at the end hf/, which stage 1 reads.
+Options that you leave out come from the recipe, or from the run that is resumed. The script prints
+them all, then one line per step with its share of the fastest matrix product (MFU), and every
+--eval-every steps the validation loss and a sample. Bits per byte fall from 4.88 to 2.31. On Ctrl-C
+or SIGTERM it finishes the step and saves a checkpoint. The folder --out holds metrics.csv,
+metrics.png, checkpoints, and at the end hf/, which stage 1 reads.
 """
 
 import time
@@ -52,53 +52,53 @@ PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 class Options:
     # run
     recipe: str | None = None  # follow laptop (by default), gpt2-124m, gpt3-125m … 13b, a TOML file
-    init_from: str | None = None  # start from a Hub name, a folder; by default, anew
+    init_from: str | None = None  # fine-tune a Hub name or folder; by default, none
     out: str = "runs/7_long_run"  # write to this folder
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
     stop_at: int | None = None  # end at this step; by default, at --steps
-    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # also log to this tracker
     # model, by default from the recipe
     model: str | None = None  # train this preset, or one like 4x2x128
     block_size: int | None = None  # T: put this many tokens in a row
-    vocab_size: int | None = None  # know only the first N of GPT-2's 50257 tokens
+    vocab_size: int | None = None  # use only the first N of GPT-2's 50257 tokens
     dropout: float | None = None  # drop this share of the activations
     # data, by default from the recipe
     data: str | None = None  # tinyshakespeare, plays, a text, shards, a folder
-    batch_size: int | None = None  # B: put as many rows in a micro-batch as fit
-    total_batch_tokens: int | None = None  # B · T · ranks · micro-batches, in a step
+    batch_size: int | None = None  # B: rows per micro-batch, as many as fit
+    total_batch_tokens: int | None = None  # tokens per step: B · T · ranks · micro-batches
     # optimization, by default from the recipe
-    steps: int | None = None  # let the learning rate fall over this many steps
-    lr: float | None = None  # let the learning rate rise to this
-    lr_floor: float | None = None  # let it end at this share of --lr
-    warmup_steps: int | None = None  # let it rise over this many first
+    steps: int | None = None  # decay the learning rate over this many steps
+    lr: float | None = None  # warm up to this learning rate
+    lr_floor: float | None = None  # end the learning rate at this share of --lr
+    warmup_steps: int | None = None  # warm up over this many steps
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
     optimizer: Literal["adamw", "muon"] | None = None  # for the matrices of the blocks
     seed: int | None = None  # draw other weights and batches
     # evaluation and checkpoints, by default from the recipe
-    eval_every: int | None = None  # evaluate each time after this many steps
+    eval_every: int | None = None  # evaluate every N steps
     eval_tokens: int | None = None  # evaluate on this many validation tokens
-    prompt: str | None = None  # let a sample continue this
-    eval_hellaswag: bool = False  # ask HellaSwag's questions too
+    prompt: str | None = None  # start samples with this text
+    eval_hellaswag: bool = False  # evaluate on HellaSwag too
     hellaswag_file: str | None = None  # read this copy; by default, download it
-    hellaswag_limit: int | None = None  # ask only this many; by default, all
-    checkpoint_every: int | None = None  # save each time after this many steps
+    hellaswag_limit: int | None = None  # ask only this many questions; by default, all
+    checkpoint_every: int | None = None  # save a checkpoint every N steps
     keep: int | None = None  # keep this many checkpoints
     # speed, by default from the recipe
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: native 16 bits
     attention: Literal["auto", "formula", "flash"] | None = None  # auto: flash, if not slower
-    compile: Literal["auto", "yes", "no"] | None = None  # auto: where torch can
+    compile: Literal["auto", "yes", "no"] | None = None  # auto: where torch.compile works
     # device
     device: str = "auto"  # run on auto, cpu, cuda or mps
-    shard: bool = False  # shard the model over ranks (FSDP2), do not copy it
+    shard: bool = False  # shard the model over the ranks (FSDP2)
 
 
 def train(
     model: GPT, batches: Prefetcher, val: torch.Tensor, log: LongRunLog, options: Options,
     setting: Setting, run: Run, stop: StopSignal,
 ) -> None:  # fmt: skip
-    """Train model on the batches, from the step of the newest checkpoint, or from step 0."""
+    """Train model on the batches, from the newest checkpoint's step, or from step 0."""
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr)
@@ -106,20 +106,20 @@ def train(
     loss_of = ranks.loss_function(model, setting.compile)  # new: gradients are averaged over ranks
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     at_once = options.batch_size * options.block_size * ranks.world_size
-    n_micro = options.total_batch_tokens // at_once  # new: a part of the batch for each rank
-    first = run.restore(model, optimizer, scaler, batches)  # new: from a checkpoint, or 0
+    n_micro = options.total_batch_tokens // at_once  # new: the ranks share a step's micro-batches
+    first = run.restore(model, optimizer, scaler, batches)  # new: a checkpoint's step, or 0
     last = options.stop_at or options.steps
     for step in range(first, last):
-        if step % options.eval_every == 0:  # new: a long run is watched
+        if step % options.eval_every == 0:  # new: a long run needs watching
             report(step, model, val, log, options, setting, run)
         start = time.perf_counter()
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
-            # new: prefetched into pinned memory, and copied while the GPU still computes
+            # new: prefetched into pinned memory, so the copy overlaps with the GPU's work
             x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
-            # new: the ranks exchange gradients once per step, in the last micro-batch
+            # new: the ranks all-reduce gradients once per step, in the last micro-batch
             with ranks.exchanging(loss_of, now=micro == n_micro - 1):
                 with autocast(device, setting.dtype):
                     loss = loss_of(x, y) / n_micro
@@ -129,14 +129,14 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         # new: the ranks agree on the loss, and on whether to stop after this step
         loss, norm, stopping = ranks.agree(total, norm, stop.asked)
-        run.check(step, loss, norm, scaler)  # new: no update by numbers that are not finite
+        run.check(step, loss, norm, scaler)  # new: no update by a loss or norm that is not finite
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         ms = (time.perf_counter() - start) * 1000
         tokens_per_s = options.total_batch_tokens / ms * 1000
         log.row(step=step, loss=loss, lr=lr, norm=norm, ms=ms, tokens_per_s=tokens_per_s)
-        # new: a crash loses the steps since the last checkpoint, a signal none
+        # new: a crash loses the steps since the last checkpoint, a signal loses none
         if stopping or step + 1 == last or (step + 1) % options.checkpoint_every == 0:
             log.sync()
             run.save(step + 1, model, optimizer, scaler, batches, options)
@@ -148,7 +148,7 @@ def train(
 
 
 def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:
-    """Print and log the validation loss before a step, and HellaSwag's scores; print a sample."""
+    """Print and log the validation loss and HellaSwag scores before a step; print a sample."""
     scores, ranks = ("", ""), run.ranks
     with autocast(ranks.device, setting.dtype):
         found = evaluate_on_ranks(model, val, options.block_size, options.batch_size, ranks)
@@ -204,7 +204,7 @@ def main(options: Options) -> None:
         print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
         folder = run.folder if ranks.is_main else None
         if setting.compile and first < last:
-            print("the first step compiles, for a minute or so: --compile no skips that")
+            print("the first step compiles, which takes about a minute: --compile no skips it")
         with LongRunLog(folder, COLUMNS, last, PANELS, options, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)

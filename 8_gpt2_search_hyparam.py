@@ -1,7 +1,7 @@
 """Stage 8: which hyper-parameters matter, found in phases.
 
 New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
-when) and trial.py (one setting of hyper-parameters); skim storage.py, report.py and importance.py.
+when) and trial.py (one setting of hyper-parameters). Skim storage.py, report.py and importance.py.
 The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
     python 8_gpt2_search_hyparam.py       # a minute on two CPU cores
@@ -9,12 +9,12 @@ The loop is still stage 6's: it trains a trial for the steps that a phase adds.
     python 7_gpt2_train_long_run.py --recipe runs/8_search/best.toml
 
 This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
-the best of them are promoted to more, and the best of those again. You will see each trial with its
-validation loss, the lowest of all trials' last losses, and the time left; then a table of the best,
-and what each hyper-parameter did. Of the pictures in --out see lr.png first: learning rates of 1e-5
+the best of them are promoted to more steps, and the best of those again. The script prints each
+trial's validation loss, the lowest last loss of all trials, and the time left; then a table of the
+best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates of 1e-5
 and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them
-with stage 6's, over all 16,384. Interrupted, the same command resumes; started twice, the two share
-the work (one a GPU: --device cuda:1).
+with stage 6's, over all 16,384. After an interruption, the same command resumes. Started twice, the
+two processes share the work (for one per GPU, add --device cuda:1).
 """
 
 import math
@@ -42,8 +42,8 @@ from common.search.study import Search, open_search
 from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
-EVALS = 3  # per phase, at most
-SECONDS_TO_LOSE = 60  # of training, to a kill or a power cut
+EVALS = 3  # maximum per phase and trial
+SECONDS_TO_LOSE = 60  # of training, at most, if the process is killed
 
 
 @dataclass
@@ -60,16 +60,16 @@ class Options:
     eval_tokens: int = 2048  # evaluate on this many validation tokens
     # run
     phases: str = "24x20,6x60,2x180"  # trials x steps; promote each phase's best to the next
-    sampler: Literal["grid", "random", "tpe"] = "grid"  # choose the first trials so
+    sampler: Literal["grid", "random", "tpe"] = "grid"  # sample the first phase's trials this way
     seed: int = 1337  # draw other trials, weights and batches
     out: str = "runs/8_search"  # write to this folder
-    storage: str | None = None  # keep trials in a database, a journal; by default, in --out
+    storage: str | None = None  # keep trials in this database or journal; by default, in --out
     # device
     device: str = "auto"  # run on auto, cpu, cuda, cuda:1 or mps
 
 
 class SearchLog:
-    """Prints a line for each validation loss: the best so far, and the time left."""
+    """Prints a line for each validation loss, with the best so far and the time left."""
 
     def __init__(self, search: Search):
         self.search, self.start, self.first = search, time.perf_counter(), search.steps_done()
@@ -78,7 +78,7 @@ class SearchLog:
         self.search.alive(trial)
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
         if trial.step == trial.phase.last:
-            ends[trial.number] = val_loss  # what it had before does not count
+            ends[trial.number] = val_loss  # replaces its loss in the phase before
         best = f"best {min(ends.values()):.4f}" if ends else f"{'':11}"
         phases = self.search.phases
         done = self.search.steps_done() + trial.step - trial.phase.first  # by all processes
@@ -92,23 +92,23 @@ def train(
     model: GPT, batches: RankBatches, val: torch.Tensor, log: SearchLog, trial: Trial,
     setting: Setting, stop: StopSignal,
 ) -> None:  # fmt: skip
-    """Train model, a trial's, on the batches to the end of the trial's phase, from its checkpoint.
-    Raises TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
+    """Train a trial's model on the batches, from its checkpoint to the end of its phase. Raises
+    TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
     device, values, phase = next(model.parameters()).device, trial.values, trial.phase
     groups = parameter_groups(model, weight_decay=0.1)
     optimizer = adamw(groups, values["lr"])
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
-    # new: a promoted trial goes on where its last phase ended
+    # new: a promoted trial resumes where its last phase ended
     trial.restore(model, optimizer, scaler, batches, device)
     zeros = torch.zeros(batches.B, batches.T, dtype=torch.long, device=device)
     with autocast(device, setting.dtype):
-        loss_of(zeros, zeros).backward()  # new: a trial's seconds do not count the slow first pass
+        loss_of(zeros, zeros).backward()  # new: the slow first pass is not in the trial's seconds
     optimizer.zero_grad()
     saved, eval_every = time.perf_counter(), math.ceil(phase.steps / EVALS)
     for step in range(trial.step, phase.last):
         start = time.perf_counter()
-        # new: constant after the warm-up, since nobody knows yet how long this trial will last
+        # new: constant after the warm-up, since a trial may be promoted to more steps
         lr = learning_rate(step, values["lr"], WARMUP_STEPS, phase.last, floor=1)
         set_lr(optimizer, lr)
         x, y = (ids.to(device) for ids in next(batches))
@@ -162,7 +162,7 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
             batches = RankBatches(tokens.train, B, T, options.seed)
             train(model, batches, val, log, trial, setting, stop)
         except KeyboardInterrupt:
-            search.alive(trial)  # it did not end this process
+            search.alive(trial)  # the user ended this process, not the trial
             raise
         except TrialFailed as error:
             reason = str(error)

@@ -1,22 +1,22 @@
-"""Stage 9: a ladder of decoding speed, and a model that one can talk to.
+"""Stage 9: a ladder of decoding speed, and a model to talk to.
 
-New here: common/decode.py (a cache of keys and values), common/quantize.py (16 and 8 bits) and
-common/talk.py (text as it is made). Read them in this order; common/bandwidth.py is the table.
+New here: common/decode.py (a KV cache), common/quantize.py (weights of 16 and 8 bits) and
+common/talk.py (streaming text). Read them in this order; common/bandwidth.py prints the table.
 
     python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 1.5 minutes on two CPU cores
     python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 
-The first command decodes the same tokens again and again, one row per rung, each on top of the ones
-before. A new token needs few operations, but all weights: it can't take less time than to read
-them from memory. For each rung you will see the median time of a step and its spread (half the
-range of the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share
-of the memory's bandwidth (memory), the share of its tokens before the first that differs from rung
-0's (same), and the change in bits per byte of validation text (Δbits). Then come Hugging Face's
-`generate`, and rung 0 again.
+The first command decodes the same tokens on every rung, one row per rung; each rung adds to the
+ones before. A new token takes few operations, but needs all weights: it can't be faster than
+reading them from memory. Each row has the median time of a step and its spread (half the range of
+the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share of the
+memory bandwidth (memory), the share of tokens before the first that differs from rung 0's (same),
+and the change in bits per byte of validation text (Δbits). Hugging Face's `generate` follows, and
+rung 0 again.
 
-The others stream a text. With --interactive you type a line at a time, and the model continues all
-that was said so far; Ctrl-C ends an answer, Ctrl-D the session.
+The other two stream text. With --interactive you type a line at a time, and the model continues all
+the text so far. Ctrl-C ends an answer, Ctrl-D the session.
 """
 
 from collections.abc import Callable
@@ -59,29 +59,29 @@ PROMPT = "Hello, I'm a language model,"  # of the ladder
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # load this Hub name, a folder in its format, a run of stage 6 or 7
+    model: str = "gpt2"  # load a Hub name, a folder in its format, or a run of stage 6 or 7
     prompt: str | None = None  # continue this text; by default, climb the ladder
-    interactive: bool = False  # continue one line after the other, as you type them
+    interactive: bool = False  # continue each line that you type
     max_new_tokens: int = 256  # end a text, or an answer, after this many
     stop: str | None = None  # end before this text; by default, only at <|endoftext|>
     samples: int = 1  # continue the prompt this many times
-    temperature: float = 0.8  # choose more boldly above 1, less below; 0 is greedy
+    temperature: float = 0.8  # flatten the probabilities above 1, sharpen below; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
     compile: Literal["auto", "yes", "no"] = "auto"  # with weights of 8 or 16 bits; auto: if long
     seed: int = 42  # draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
     # the ladder of speed
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 comes always
-    data: str = "tinyshakespeare"  # take the bits per byte of its validation text
-    eval_tokens: int = 512  # take this many tokens of that
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 is always included
+    data: str = "tinyshakespeare"  # measure bits per byte on its validation text
+    eval_tokens: int = 512  # use this many tokens of it
     out: str = "runs/9_generate"  # write to this folder
-    json: str | None = None  # write all numbers to this file too; by default, to none
+    json: str | None = None  # also write all numbers to this file; by default, to none
 
 
 def open_model(name: str, seed: int) -> GPT:
-    """The Hub's or a folder's model, or the newest weights in a run's folder. Without a network a
-    random GPT-2 takes the place of gpt2: its speed is the same."""
+    """The model of a Hub name or a folder, or the newest weights in a run's folder. Without a
+    network a random GPT-2 replaces gpt2: its speed is the same."""
     folder = Path(name).expanduser()
     exported = folder / "hf" / "config.json"
     saved = checkpoint.newest(folder / "checkpoints")
@@ -96,14 +96,14 @@ def open_model(name: str, seed: int) -> GPT:
     except HubUnreachable as error:
         if name != "gpt2":
             raise
-        why = f"model: {error}: a random GPT-2 of 124M takes its place, as fast"
+        why = f"model: {error}: a random GPT-2 of 124M replaces it, with the same speed"
         print(fill(why, 79, subsequent_indent="  "))
         return build(preset("gpt2"), Setting(), seed)
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a rung decodes. The defaults are stage 1's way."""
+    """How a rung decodes. The defaults decode as stage 1 does."""
 
     cache: Callable | None = None
     compile: bool = False
@@ -113,23 +113,23 @@ class Way:
 
 def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
-    # A batch needs arithmetic more than bandwidth. So 16 bits pay only where the device multiplies
-    # them natively, and on a CPU compiling gains nothing.
+    # A batch is limited by arithmetic, not bandwidth. So 16 bits pay only where the device
+    # multiplies them natively, and on a CPU compiling gains nothing.
     batch = {"bits": 16 if autocast_dtype(device) else 32, "compile": device.type != "cpu"}
     return [
-        ("whole text", {}, "stage 1: the whole text again for each token"),
-        ("cache", {"cache": GrowingCache}, "keys and values are kept: a token is read once"),
-        ("fixed cache", {"cache": FixedCache}, "no copies, and no shape that changes"),
-        ("compile", {"compile": True}, "a step is one compiled function, sampling too"),
+        ("whole text", {}, "stage 1: read the whole text again for each token"),
+        ("cache", {"cache": GrowingCache}, "keep keys and values: read each token once"),
+        ("fixed cache", {"cache": FixedCache}, "no copies, and shapes that never change"),
+        ("compile", {"compile": True}, "one compiled function per step, with sampling"),
         ("16 bits", {"bits": 16}, "half the bytes to read"),
-        ("8 bits", {"bits": 8}, "a quarter of them"),
-        ("batch of 8", {**batch, "B": 8}, "8 tokens for one reading of the weights"),
-        ("batch of 64", {"B": 64}, "now the arithmetic takes the time"),
+        ("8 bits", {"bits": 8}, "a quarter of the bytes"),
+        ("batch of 8", {**batch, "B": 8}, "8 tokens each time the weights are read"),
+        ("batch of 64", {"B": 64}, "now arithmetic is the limit"),
     ]
 
 
 def small(model: GPT, bits: int) -> GPT:
-    """A copy of the model whose matrices are RowLinear, of this many bits."""
+    """A copy of the model whose nn.Linear are RowLinear, with weights of this many bits."""
     native = autocast_dtype(next(model.parameters()).device)
     dense = torch.float32 if bits == 32 else native or torch.float32
     return quantized(model, bits, native or torch.bfloat16, dense)
@@ -139,7 +139,7 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
     """Decode n new tokens after ids (1, T)."""
     rung = DecodeRung(name, "float32" if way.bits == 32 else f"{way.bits} bits", B=way.B)
     ids, S = ids.expand(way.B, -1), ids.size(1) + n
-    if way.compile or way.bits < 32:  # in fp32, too: one compiled loop over a matrix
+    if way.compile or way.bits < 32:  # in fp32 too: RowLinear compiles to one loop per matrix
         model = small(model, way.bits)
     if way.cache:
         decoder = Decoder(model, way.B, S, way.cache, temperature=0)
@@ -149,15 +149,15 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
     rung.watch(islice(tokens, n))
     in_cache = {FixedCache: S, GrowingCache: S - n // 2}.get(way.cache, 0)  # tokens, on average
     rung.bytes_read = bytes_per_token(model) + way.B * in_cache * cache_bytes_per_token(model)
-    if way.bits < 32 or not way.cache:  # other weights than those of the rung before
+    if way.bits < 32 or not way.cache:  # new weights, or the first rung
         rung.bits_per_byte = evaluate(model, val, model.config.block_size).bits_per_byte
     return rung
 
 
 def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rungs: tuple) -> None:
-    """Measure the rungs by n new tokens each, Hugging Face's `generate`, and the first again."""
+    """Measure the rungs, n new tokens each, then Hugging Face's `generate`, and rung 0 again."""
     way, previous = Way(), None
-    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # it compiles a step
+    reason = why_not_compile(ids.device) if max(rungs) >= 3 else None  # rung 3 compiles
     for k, (name, change, _) in enumerate(speedups(ids.device)):
         if k > max(rungs):
             break
@@ -166,7 +166,7 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # some are slow
+            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # slow rungs: fewer
             rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)
@@ -186,7 +186,7 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     val = load_tokens(options.data, vocab_size).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
-    print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 half of them")
+    print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 decodes half of them")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<12} {why}")
     ids = torch.tensor([prompt], device=device)
@@ -199,11 +199,11 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
 
 
 def voice(model: GPT, S: int, options: Options) -> Voice:
-    """The model, ready to continue texts of up to S tokens: compiled, if that pays."""
+    """The model, ready to continue texts of up to S tokens; compiled if that pays."""
     device = next(model.parameters()).device
     long = options.interactive or options.samples * options.max_new_tokens >= 1000
     if options.compile == "auto" and not long:
-        why_eager = "so few tokens; --compile yes compiles"
+        why_eager = "few tokens; --compile yes compiles"
     else:
         why_eager = "as asked" if options.compile == "no" else why_not_compile(device)
     sampling = (options.temperature, options.top_k, options.top_p)
@@ -211,9 +211,9 @@ def voice(model: GPT, S: int, options: Options) -> Voice:
     decoder = Decoder(model if why_eager else small(model, bits), 1, S, FixedCache, *sampling)
     step = None
     if not why_eager:
-        print("compiling for about half a minute; --compile no does without")
+        print("compiling, which takes about half a minute; --compile no skips it")
         step, ids = compiled_step(decoder), torch.zeros(1, 1, dtype=torch.int64, device=device)
-        list(islice(decode(decoder, ids, step=step), 2))  # now, and not within an answer
+        list(islice(decode(decoder, ids, step=step), 2))  # compile now, not within an answer
     how = f"eager, fp32 ({why_eager})" if why_eager else f"compiled, weights of {bits} bits"
     print(f"decoding: {how}")
     return Voice(decoder, step, options.max_new_tokens, options.stop)

@@ -1,4 +1,4 @@
-"""The table of stage 9: the time of a new token, beside that of reading the memory."""
+"""Stage 9's table: the time of a new token, compared with the time to read the memory."""
 
 import time
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ from common.pretrained import as_hugging_face
 from common.quantize import bytes_per_token
 from common.speed import FOR_ANY_SHAPE, autocast_dtype, why_not_compile
 
-TIE = 1e-4  # between two logits: fp32 rounds at some 1e-6 of them, which adds up in 12 layers
+TIE = 1e-4  # between two logits: fp32 rounds off about 1e-6 of them, which adds up in 12 layers
 
 
 @dataclass
 class DecodeRung(Rung):
-    """A row. Its ms are of each step, which is a new token for each of B texts. The first step also
+    """A row of the table. Its ms are per step, a new token for each of B texts. The first step also
     reads the prompt."""
 
     B: int = 1  # texts decoded at once
-    bytes_read: int = 0  # of memory for each step: weights and cache
+    bytes_read: int = 0  # per step: weights and cache
     ids: list[list[int]] = field(default_factory=list)  # the new tokens of each text
     bits_per_byte: float | None = None  # of validation text, with this rung's weights
     bandwidth: float = 0.0  # share of the memory's, 0 to 1
-    same_ids: float | None = None  # share of the first rung's ids up to the first other one
+    same_ids: float | None = None  # share of ids equal to rung 0's, before the first that differs
 
     def watch(self, tokens) -> None:
-        """Note each of the new ids (B, 1), and when it comes."""
+        """Record each of the new ids (B, 1), and the time it took."""
         self.ids = [[] for _ in range(self.B)]
         start = time.perf_counter()
         for next_ids in tokens:
@@ -43,7 +43,7 @@ class DecodeRung(Rung):
 
     @property
     def timed(self) -> list[float]:
-        """The middle 80 % of the times: among hundreds, some tokens wait for other programs."""
+        """The middle 80 % of the times: of hundreds of tokens, some wait for other programs."""
         ms = sorted(self.ms[WARMUP_STEPS:])
         cut = len(ms) // 10
         return ms[cut : len(ms) - cut]
@@ -61,7 +61,7 @@ class DecodeLadder(Ladder):
     columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
 
     def __init__(self, model: GPT, prompt: torch.Tensor):
-        """Of a model's continuations of a prompt (1, T)."""
+        """For a model that continues a prompt (1, T)."""
         self.model, self.prompt = model, prompt
         self.device, self.rungs = prompt.device, []
         self.bandwidth = read_bandwidth(self.device)
@@ -73,7 +73,7 @@ class DecodeLadder(Ladder):
         return rung.tokens_per_s
 
     def fastest(self, prefix: str = "") -> DecodeRung:
-        """Of those of one text whose names begin so."""
+        """The fastest rung with B = 1 whose name begins with prefix."""
         rungs = [r for r in self.rungs if r.ms and r.B == 1 and r.name.startswith(prefix)]
         return max(rungs, key=lambda rung: rung.tokens_per_s)
 
@@ -90,7 +90,7 @@ class DecodeLadder(Ladder):
 
     @torch.no_grad()
     def is_tie(self, rung: DecodeRung, first: DecodeRung) -> bool:
-        """Whether rounding may decide which token comes where the two differ first."""
+        """Whether rounding may decide the first token in which the two rungs differ."""
         n = round(rung.same_ids * min(len(rung.ids[0]), len(first.ids[0])))
         text = torch.tensor([first.ids[0][:n]], dtype=torch.int64, device=self.prompt.device)
         logits = self.model(torch.cat((self.prompt, text), dim=1))[0][0, -1]
@@ -99,27 +99,27 @@ class DecodeLadder(Ladder):
 
 @torch.no_grad()
 def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Stage 1's way: yield the next ids (B, 1), endlessly."""
+    """Decode as stage 1 does: yield the next ids (B, 1), endlessly."""
     while True:
         ids = generate(model, ids, 1, temperature=0)
         yield ids[:, -1:]
 
 
 def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
-    """The share of the new tokens that are the first rung's in all texts, up to the first
-    difference. What follows that is another text."""
+    """The share of new tokens that equal the first rung's in all texts, up to the first difference.
+    After that, the text is another one."""
     n = min(len(ids[0]), len(first[0]))
     same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
     return next((k for k, is_same in enumerate(same) if not is_same), n) / n
 
 
 def cache_bytes_per_token(model) -> int:
-    """The keys and values of one token, in fp32, in all layers."""
+    """The bytes of one token's keys and values in all layers, in fp32."""
     return model.config.n_layer * 2 * model.config.n_embd * 4
 
 
 class Stopwatch:
-    """A streamer for transformers' `generate`: notes each token, and when it comes."""
+    """A streamer for transformers' `generate`: records each token, and the time it took."""
 
     def __init__(self, rung: DecodeRung):
         self.rung, self.start = rung, time.perf_counter()
@@ -138,8 +138,7 @@ class Stopwatch:
 
 @torch.no_grad()
 def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> DecodeRung:
-    """The time of transformers' own greedy `generate` of n tokens after ids (1, T), with its
-    cache."""
+    """Time transformers' own `generate`: n tokens after ids (1, T), greedily, with its cache."""
     rung = DecodeRung(name, f"transformers' {theirs.dtype}")
     rung.bytes_read = bytes_per_token(theirs)
     theirs.generate(
@@ -150,13 +149,13 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
 
 
 def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
-    """Measure transformers' `generate` on the model's weights: in fp32, and where they are native
-    in 16 bits, also compiled. On NVIDIA's GPUs `generate` itself compiles, with CUDA graphs."""
+    """Measure transformers' `generate` with the model's weights: in fp32; in 16 bits where they are
+    native; and compiled. On NVIDIA's GPUs `generate` itself compiles, with CUDA graphs."""
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     native = autocast_dtype(ids.device)
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", native)):
         if dtype:
-            with sdpa_kernel(FOR_ANY_SHAPE):  # else cuDNN would plan anew for each length
+            with sdpa_kernel(FOR_ANY_SHAPE):  # cuDNN would make a new plan for each length
                 ladder.add(hugging_face(theirs.to(dtype), ids, n, name))
     if not why_not_compile(ids.device):
         theirs.to(native or torch.float32)

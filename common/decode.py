@@ -1,8 +1,8 @@
-"""Decoding with a KV cache: what was read once is not read again.
+"""Decoding with a KV cache: each token is read only once.
 
 No position looks ahead, so the keys and values of a token never change. The prompt is read at once
-(prefill); then each new token is read alone, beside the keys and values of those before it. The
-model is stage 0's: this module calls its parts one by one.
+(prefill). Then each new token is read alone, with the cached keys and values of the tokens before
+it. The model is stage 0's: this module calls its parts one by one.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from common.tokenizer import VOCAB_SIZE
 
 
 class GrowingCache(nn.Module):
-    """The keys and values of a layer, (B, nh, T, hs). To append a token, each step copies them."""
+    """The keys and values of a layer, (B, nh, T, hs). Each step copies them to append a token."""
 
     def __init__(self, model: GPT, B: int, S: int):
         super().__init__()
         self.k = self.v = None
 
     def update(self, k, v, positions):
-        """Append those of new tokens at positions (T,). Returns all of them."""
+        """Append the keys and values of new tokens at positions (T,). Returns all so far."""
         if positions[0] > 0:
             k, v = torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2)
         self.k, self.v = k, v
@@ -32,8 +32,8 @@ class GrowingCache(nn.Module):
 
 
 class FixedCache(nn.Module):
-    """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. Zeros
-    lie behind the last token, where no query looks."""
+    """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. After
+    the last token there are zeros, which the mask hides."""
 
     def __init__(self, model: GPT, B: int, S: int):
         super().__init__()
@@ -48,7 +48,7 @@ class FixedCache(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A model that predicts with a cache: B rows, equally long, up to S tokens in each.
+    """A model with a cache: B rows of the same length, up to S tokens in each.
 
     temperature, top_k and top_p are those of `sample`.
     """
@@ -61,15 +61,15 @@ class Decoder(nn.Module):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def forward(self, ids, positions, noise):
-        """The next ids (B, 1), after the tokens ids (B, T) at positions (T,). Reads all of them and
-        draws from the prediction by noise (B, k)."""
+        """The next ids (B, 1), after the tokens ids (B, T) at positions (T,), sampled with noise
+        (B, k)."""
         logits = read(self.model, ids, positions, self.caches)
         return sample(logits, noise, self.temperature, self.top_k, self.top_p)
 
 
 def read(model: GPT, ids: torch.Tensor, positions: torch.Tensor, caches) -> torch.Tensor:
     """Logits (B, vocab) after the last of the tokens ids (B, T), which are at positions (T,). The
-    caches hold every token before them, and afterwards these too."""
+    caches hold all tokens before them; these are added."""
     x = model.transformer.wte(ids) + model.transformer.wpe(positions)  # (B, T, C)
     for block, cache in zip(model.transformer.h, caches, strict=True):
         x = x + attend(block.attn, block.ln_1(x), positions, cache)
@@ -79,7 +79,7 @@ def read(model: GPT, ids: torch.Tensor, positions: torch.Tensor, caches) -> torc
 
 
 def attend(attn: CausalSelfAttention, x, positions, cache) -> torch.Tensor:
-    """As attn(x), x (B, T, C), but its tokens also see those in the cache."""
+    """Like attn(x), x (B, T, C), but its tokens also attend to those in the cache."""
     B, T, C = x.shape
     q, k, v = (
         part.view(B, T, attn.n_head, C // attn.n_head).transpose(1, 2)  # (B, nh, T, hs)
@@ -94,19 +94,19 @@ def attend(attn: CausalSelfAttention, x, positions, cache) -> torch.Tensor:
 
 def sample(logits, noise, temperature: float, top_k: int | None, top_p: float) -> torch.Tensor:
     """The next ids (B, 1), from logits (B, vocab). Temperature 0 is greedy. top_k samples from the
-    k most probable tokens, top_p from the fewest whose probabilities add up to p (nucleus
+    k most probable tokens, top_p from the fewest of them whose probabilities add up to p (nucleus
     sampling, Holtzman et al., 2020).
 
     noise (B, k) comes from outside, so that a compiled step needs no random generator. It is drawn
-    from the exponential distribution: the largest p_i / noise_i is then that of token i with
-    probability p_i. torch.multinomial draws in the same way.
+    from the exponential distribution: then token i has the largest p_i / noise_i with probability
+    p_i. torch.multinomial draws in the same way.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits, candidates = logits.topk(min(top_k or VOCAB_SIZE, logits.size(-1)))  # (B, k), sorted
     probabilities = torch.softmax((logits - logits[:, :1]) / temperature, dim=-1)
     if top_p < 1:
-        before = probabilities.cumsum(dim=-1) - probabilities  # of the more probable ones
+        before = probabilities.cumsum(dim=-1) - probabilities  # the sum of the more probable ones
         probabilities = probabilities.masked_fill(before >= top_p, 0)
     return candidates.gather(-1, (probabilities / noise).argmax(dim=-1, keepdim=True))
 
@@ -115,9 +115,9 @@ def sample(logits, noise, temperature: float, top_k: int | None, top_p: float) -
 def decode(decoder: Decoder, ids: torch.Tensor, seed: int = 0, step=None) -> Iterator[torch.Tensor]:
     """Yield the next ids (B, 1) after the prompt ids (B, T) int64, endlessly.
 
-    step, e.g. a compiled decoder, reads one token at a time; decoder itself reads the prompt. When
-    S tokens are in the cache, decoding goes on from the last S / 2 of them: their positions change,
-    so they are read again. A text always begins at position 0, as in training.
+    decoder reads the prompt; step, e.g. a compiled decoder, then reads one token at a time. When
+    the cache is full, decoding continues from its last S / 2 tokens. Their positions change, so
+    they are read again: a text always begins at position 0, as in training.
     """
     k = min(decoder.top_k or VOCAB_SIZE, decoder.model.lm_head.weight.size(0), VOCAB_SIZE)
     noise = torch.empty(ids.size(0), k, device=ids.device)
@@ -138,12 +138,12 @@ def decode(decoder: Decoder, ids: torch.Tensor, seed: int = 0, step=None) -> Ite
 
 
 def compiled_step(decoder: Decoder):
-    """decoder as one compiled graph for one token, with sampling in it; on a GPU a CUDA graph."""
+    """decoder as one compiled graph for one token, including sampling; on a GPU, a CUDA graph."""
     options = {
-        # The compiler would compute LayerNorm's output again for each row of the matrix that reads
-        # it. With this limit it stores what takes more than 2 operations.
+        # The compiler would recompute LayerNorm's output for each row of the matrix that reads it.
+        # With this limit it stores whatever takes more than 2 operations.
         "realize_opcount_threshold": 2,
-        "cpp.simdlen": 256,  # bits: with vectors of 512 it widens small weights at half the speed
+        "cpp.simdlen": 256,  # bits: 512-bit vectors convert 8- and 16-bit weights half as fast
         "triton.cudagraphs": next(decoder.parameters()).device.type == "cuda",
     }
     return compiled(decoder, **options)

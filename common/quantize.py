@@ -1,7 +1,7 @@
-"""Weights in 16 or 8 bits. Reading one token takes 2 operations for each weight: on a CPU its time
-is the time to read the weights from memory, and half the bits are up to twice the speed.
+"""Weights in 16 or 8 bits. A token takes only 2 operations per weight, so on a CPU most of its time
+goes into reading the weights from memory: half the bits can double the speed.
 
-Only the weights are small. Activations, and all sums, stay fp32.
+Only the weights are small. Activations and all sums stay in fp32.
 """
 
 import copy
@@ -14,9 +14,9 @@ from torch.nn import functional as F
 class RowLinear(nn.Module):
     """nn.Linear with weights of another dtype, for one row x: (1, 1, in) → (1, 1, out).
 
-    Each output is a sum of x times a row of weights. torch.compile makes that one loop, which
-    widens the weights in registers as it reads them. Eager, it would write them to memory first.
-    More rows than one are a matrix product in `dense_dtype`.
+    Each output is the sum of x times a row of weights. torch.compile makes this one loop, which
+    converts the weights to fp32 in registers as it reads them. Eager mode would write the fp32
+    weights to memory first. Several rows are a matrix product in `dense_dtype`.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, dense_dtype: torch.dtype):
@@ -28,7 +28,7 @@ class RowLinear(nn.Module):
         return weight.to(self.dtype)
 
     def dense(self) -> torch.Tensor:
-        """The weights (out, in), in whatever dtype they have."""
+        """The weights (out, in), in any dtype."""
         return self.weight
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,13 +44,13 @@ class RowLinear(nn.Module):
 
 
 class Int8Linear(RowLinear):
-    """RowLinear with weights of 8 bits: integers from -127 to 127, and a scale for each output.
+    """RowLinear with 8-bit weights: integers from -127 to 127, and a scale for each output.
 
-    Four weights are packed into a word of 32 bits, since compiled code on a CPU loads words faster
-    than bytes. Word i holds the weights of inputs i, i + n, i + 2n and i + 3n, where n is a quarter
-    of the inputs. A mask extracts one of them times 1, 2^8, 2^16 or 2^24; `sums` divides x by that
-    factor. The three lower bytes are stored as weight + 128, without a sign, so `sums` subtracts
-    128 times their x. The upper byte has the sign of the word.
+    Four weights are packed into a 32-bit word, since compiled code on a CPU loads words faster than
+    bytes. Word i holds the weights of inputs i, i + n, i + 2n and i + 3n, where n is a quarter of
+    the inputs. A mask extracts a weight times 1, 2^8, 2^16 or 2^24; `sums` divides x by that
+    factor. The three lower bytes are stored unsigned, as weight + 128, so `sums` subtracts 128
+    times their x. The upper byte carries the word's sign bit.
     """
 
     def store(self, weight):
@@ -63,7 +63,7 @@ class Int8Linear(RowLinear):
         return words.view(torch.float32)  # the same bits: floats load faster than integers
 
     def bytes(self) -> list[torch.Tensor]:
-        """Four parts of the weights, float (out, in / 4): + 128, × 2^8 and so on, as stored."""
+        """Four parts of the weights, float (out, in / 4), still with + 128 and × 2^8 etc."""
         words = self.weight.view(torch.int32)
         return [(words & mask).float() for mask in (0xFF, 0xFF00, 0xFF0000, -(1 << 24))]
 
@@ -80,8 +80,8 @@ class Int8Linear(RowLinear):
 
 
 def quantized(model: nn.Module, bits: int, dtype: torch.dtype, dense_dtype: torch.dtype):
-    """A copy of model whose matrices have weights of 32, 16 or 8 bits: fp32, dtype, or integers.
-    Embeddings stay as they are: a token reads one row of them."""
+    """A copy of model whose nn.Linear have weights of 32, 16 or 8 bits: fp32, dtype, or integers.
+    Embeddings stay as they are: a token reads only one row of each."""
     model = copy.deepcopy(model)
     kind, stored = Int8Linear if bits == 8 else RowLinear, torch.float32 if bits == 32 else dtype
     for module in list(model.modules()):
@@ -92,8 +92,7 @@ def quantized(model: nn.Module, bits: int, dtype: torch.dtype, dense_dtype: torc
 
 
 def bytes_per_token(model: nn.Module) -> int:
-    """The weights that a new token reads, in bytes: all but the embeddings, of which it reads a
-    row."""
+    """The weights that a new token reads, in bytes. Embeddings are left out: it reads one row."""
     tensors = {
         id(t): t
         for module in model.modules()

@@ -1,5 +1,5 @@
-"""A model that one can talk to: it continues texts as they are typed. Text comes as it is made, in
-whole characters, up to a stop."""
+"""A model to talk to: it continues what you type. Text is streamed as it is generated, in whole
+characters, up to a stop."""
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ def text_of(
     """Yield the text of the token ids, piece by piece, up to <|endoftext|> or the text `stop`.
 
     A character of several bytes may be spread over tokens: it is held back until it is complete.
-    So is what may turn out to be the beginning of `stop`.
+    So is text that may be the beginning of `stop`.
     """
     tokenizer = gpt2_tokenizer(vocab_size)
     characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -42,7 +42,7 @@ def beginning_of(stop: str, text: str) -> int:
 
 
 class Voice:
-    """A decoder, and its compiled step if there is one, that continue texts."""
+    """Continues texts with a decoder, and with its compiled step if there is one."""
 
     def __init__(self, decoder: Decoder, step: Callable | None, max_new_tokens: int,
                  stop: str | None = None):  # fmt: skip
@@ -51,7 +51,7 @@ class Voice:
         self.vocab_size = decoder.model.config.vocab_size
 
     def continue_text(self, text: str, seed: int) -> Iterator[str]:
-        """Yield how text goes on, piece by piece."""
+        """Yield the continuation of text, piece by piece."""
         device = next(self.decoder.parameters()).device
         prompt = gpt2_tokenizer(self.vocab_size).encode_ordinary(text)
         ids = torch.tensor([prompt], device=device)
@@ -60,7 +60,7 @@ class Voice:
 
 
 def converse(voice: Voice, seed: int, text: str) -> None:
-    """Continue what is typed, a line at a time, each after text and all that was said before it."""
+    """Continue what is typed, a line at a time. Each line is appended to text and all after it."""
     print("type a line; Ctrl-C ends an answer, Ctrl-D the session")
     print(text, end="")
     while True:
@@ -77,6 +77,6 @@ def converse(voice: Voice, seed: int, text: str) -> None:
                 print(piece, end="", flush=True)
                 text += piece
         except KeyboardInterrupt:
-            pass  # what was said stays
+            pass  # keep the text so far
         print()
         text, seed = f"{text}\n", seed + 1

@@ -1,13 +1,13 @@
-"""Draw docs/attention.png: what two heads of a trained model attend to.
+"""Plot docs/attention.png: what two heads of a trained model attend to.
 
     python docs/attention.py    # a minute or two on two CPU cores
 
-A model of two layers learns to continue texts in which random words come again in the same order,
-after 4 to 16 words. Only attention can find the word that follows. Two heads learn to do it
-together (Elhage et al., 2021; Olsson et al., 2022): one in the first layer attends to the tokens
-just before, so each position knows which word it follows. The other, in the second layer, attends
-to the position that follows an earlier copy of its own word: an induction head. Where there is no
-copy yet, it attends to the first word, which does no harm.
+A model of two layers learns to continue texts that repeat a sequence of 4 to 16 random words. Only
+attention can find the word that follows. Two heads do it together (Elhage et al., 2021; Olsson et
+al., 2022). One, in the first layer, attends to the tokens just before, so each position knows which
+word it follows. The other, in the second layer, attends to the position after an earlier copy of
+its own word: an induction head. Where there is no copy yet, it attends to the first word, which
+does no harm.
 """
 
 import sys
@@ -29,13 +29,13 @@ WORDS = (
     "storm ship gold ring friend heart hand eye tongue dream sleep"
 ).split()
 T, STEPS, LR = 32, 1500, 3e-3
-SHOWN = 10  # words, before they come again
+SHOWN = 10  # words, before they repeat
 SIZES = dict(n_layer=2, n_head=2, n_embd=64, block_size=T, vocab_size=len(WORDS))
 
 
 def batch(rows: int, generator: torch.Generator) -> torch.Tensor:
-    """Ids (rows, T + 1). Each row repeats its own random words, 4 to 16 of them. So the distance of
-    a word from its copy differs from row to row: a position alone doesn't say where that is."""
+    """Ids (rows, T + 1). Each row repeats its own random words, 4 to 16 of them. So the distance
+    from a word to its copy differs between rows: the position alone does not tell it."""
     words = torch.randint(len(WORDS), (rows, 16), generator=generator)
     period = torch.randint(4, 17, (rows, 1), generator=generator)
     return words.gather(1, torch.arange(T + 1) % period)
@@ -76,8 +76,8 @@ def weights_of(model: GPT, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def best_head(weights: torch.Tensor, distance: int, first: int) -> tuple[int, float]:
-    """The head (of n_head, T, T) that attends most to the position so far back, from position
-    `first` on, and how much, on average."""
+    """The head of weights (n_head, T, T) that attends most to the position `distance` back, and its
+    average weight on it, from position `first` on."""
     share = weights.diagonal(-distance, -2, -1)[:, max(0, first - distance) :].mean(-1)
     return share.argmax().item(), share.max().item()
 

@@ -2,8 +2,8 @@
 
     python docs/parts.py
 
-The shapes are those that the model itself gives, 124M, on PyTorch's meta device, which computes
-shapes alone.
+The shapes come from the 124M model itself, run on PyTorch's meta device, which computes only
+shapes.
 """
 
 import sys
@@ -24,7 +24,7 @@ BLUE, GREEN, GREY = "#dbe9f6", "#e0f0dc", "#eeeeee"
 
 
 def shapes_of_parts() -> dict[str, tuple[int, ...]]:
-    """The shape of what each part returns, by its name in the model, and of its weight."""
+    """The shapes of each part's output and weight, by its name in the model."""
     found = {}
 
     def attention(q, k, v, dropout_p=0.0):
@@ -73,7 +73,7 @@ def main() -> None:
         axes.text(x, y, label, va="center", fontsize=9, color="#1f4e79")
 
     def column(x, rows, top, step):
-        """Boxes from the top downwards; each arrow carries what the box above it returns."""
+        """Boxes from the top down; each arrow has the shape that the box above it returns."""
         for k, (title, detail, color, result) in enumerate(rows):
             y = top - k * step
             box(x, y, title, detail, color)
@@ -122,7 +122,7 @@ def main() -> None:
                         (9.3, 3.4, "mlp")):  # fmt: skip
         axes.text(x, y, title, fontsize=14, weight="bold", va="center", color="#1f4e79")
     batch = f"GPT-2 124M, a batch of B = {B} rows of T = {T:,} tokens"
-    where = "in the boxes the shapes of weights, beside the arrows those of what goes on"
+    where = "in the boxes: shapes of weights; beside the arrows: shapes of activations"
     axes.text(0.2, 0.05, f"{batch}; {where}", fontsize=9)
     save_figure(figure, ROOT / "docs" / "parts.png")
 

@@ -1,4 +1,4 @@
-"""Write the README's table of stages from the scripts themselves.
+"""Generate the README's table of stages from the scripts.
 
 python docs/readme_table.py            # rewrite it
 python docs/readme_table.py --check    # exit code 1 if it would change
@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- stages: python docs/readme_table.py -->\n", "<!-- end of stages -->\n"
-# Of each script's default run, on the machine that the README names, once compiled code is cached.
+# Each script's default run, on the machine that the README names, with compiled code in the cache.
 TIMES = "5 s, 27 s, 41 s, 41 s, 1.9 min, 2.3 min, 1.2 min, 4.6 min, 62 s, 1.3 min".split(", ")
 
 
 def train_lines(path: Path) -> list[str] | None:
-    """The lines of a script's function train, without comments, docstring and blank lines."""
+    """The lines of a script's `train`, without comments, docstring and blank lines."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == "train":
             node.body = node.body[ast.get_docstring(node) is not None :]
@@ -26,7 +26,7 @@ def train_lines(path: Path) -> list[str] | None:
 
 
 def delta(one: Path, two: Path) -> tuple[int, int] | None:
-    """How many lines of train the script `two` removes and adds, compared with `one`."""
+    """How many lines of `train` script `two` removes from and adds to those of script `one`."""
     before, after = train_lines(one), train_lines(two)
     if before is None or after is None:
         return None

@@ -427,7 +427,7 @@ def test_bad_input(refused, folder, tmp_path, text_file):
     refused("--max-new-tokens is 0", 1, "--max-new-tokens", "0", *data)
     refused("--stride is 65: give 1 to 64", 1, "--model", str(folder), "--stride", "65", *data)
     refused("not an empty folder", 1, "--export", str(folder), *data)
-    refused("can't be made", 1, "--export", str(tmp_path / "file/out"), *data)
+    refused("can't be created", 1, "--export", str(tmp_path / "file/out"), *data)
     refused("does not exist", 1, "--model", str(folder), "--data", "gone.txt")
     (folder / "model.safetensors").write_bytes(b"broken")
     refused("do not load", 1, "--model", str(folder), *data)
@@ -461,7 +461,7 @@ def test_wrong_sizes_are_one_line(refused, folder, text_file):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "config.json is damaged: it is no JSON"), ("{}", "has model_type None, not gpt2"),
+    ("", "config.json is damaged: it is not JSON"), ("{}", "has model_type None, not gpt2"),
 ])  # fmt: skip
 def test_a_file_that_is_no_config_is_one_line(refused, folder, text_file, content, words):
     (folder / "config.json").write_text(content)

@@ -29,7 +29,7 @@ class Trial:
 def test_a_search_in_which_all_fails_says_why(tmp_path):
     search = search_with(tmp_path, "2x5,1x9", (None, None))
     assert search.phase() is None and search.take() is None
-    with pytest.raises(UserError, match="failed, the first so: loss nan at step 3"):
+    with pytest.raises(UserError, match="failed, the first with: loss nan at step 3"):
         report(search, OPTIONS, 100)
 
 
@@ -51,7 +51,7 @@ def test_a_phase_in_which_all_fails_leaves_the_best_of_the_one_before(
     stdout = capsys.readouterr().out
     table = stdout.split("the best, after 5 steps\n")[1].splitlines()
     assert [line.split()[0] for line in table[1:3]] == ["2", "3"]
-    assert "failed: 2 of 4, the first so: loss nan" in stdout
+    assert "failed: 2 of 4, the first with: loss nan" in stdout
     best = tomllib.loads((tmp_path / "best.toml").read_text())
     assert best["lr"] == search.trials(0)[2].params["lr"] and best["data"] == "text"
 
@@ -70,7 +70,7 @@ def test_the_report_tells_edges_medians_and_which_tokens(capsys, monkeypatch):
         tell(search, trial, loss, seconds=trial.values["n_layer"])
     report(search, OPTIONS, 1000)
     stdout = capsys.readouterr().out
-    assert "at the edge, so try further: lr 0.1 is the largest tried\n" in stdout
+    assert "at the edge of the space, so widen it: lr 0.1 is the largest tried\n" in stdout
     assert "  lr: 5.09 with 0.001, 5.00 with 0.01, 4.10 with 0.1\n" in stdout
     assert "loss: over the first 100 of 1,000 validation tokens" in stdout
     assert max(map(len, stdout.splitlines())) <= 80

@@ -201,7 +201,7 @@ def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
     (tmp_path / "elsewhere/one").mkdir(parents=True)
     assert Search(tmp_path / "elsewhere/one", *how).take().number == 0  # a search of its own
     assert [trial.value for trial in Search(folder, *how).complete(1)] == [5.0]
-    with pytest.raises(UserError, match="was begun with --storage: go on so"):
+    with pytest.raises(UserError, match="was begun with --storage: resume it the same way"):
         Search(folder, *how[:-1])
     with pytest.raises(UserError, match="has no search 'one [0-9a-f]{8}, phase 1': give the one"):
         Search(folder, *how[:-1], str(tmp_path / "new.log"))

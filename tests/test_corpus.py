@@ -235,7 +235,7 @@ def test_a_folders_files_are_found_below_and_sorted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_corpus(".").name == tmp_path.name
     (tmp_path / "b" / "1.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9")
-    with pytest.raises(UserError, match="1.txt is no UTF-8 .byte 0xe9 at 6"):
+    with pytest.raises(UserError, match="1.txt isn't UTF-8 .byte 0xe9 at 6"):
         read_corpus(str(tmp_path))
 
 

@@ -108,4 +108,4 @@ def test_a_folder_that_can_not_be_made(scripts, capsys):
             report.main, report.Options, ["--device", "cpu", "--out", str(scripts / "file/mine.md")]
         )
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and "can't be made a folder" in err and "1 of 5" not in out
+    assert stop.value.code == 2 and "can't be created" in err and "1 of 5" not in out

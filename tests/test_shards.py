@@ -395,7 +395,7 @@ def test_shards_that_were_changed_are_named(tokens, words, begun, capsys):
 def test_a_damaged_progress_is_one_line(begun, capsys):
     Path("out/progress.json").write_text("{")
     assert make(*begun) == 2
-    assert capsys.readouterr().err == "error: out/progress.json is damaged: it is no JSON\n"
+    assert capsys.readouterr().err == "error: out/progress.json is damaged: it is not JSON\n"
 
 
 def test_complete_shards_are_left_alone_and_others_refused(capsys):
@@ -706,7 +706,7 @@ def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
     (["train.npy", 'meta.json: {"shards": [{"name": "train_7.npy"}]}'], "lacks train_7.npy"),
     (["train.npy", 'meta.json: {"shards": [{"name": "train.npy"}, {"name": 7}]}'], "lacks 7"),
     (["train.npy", "progress.json: {}"], "is not complete: the command that made it resumes"),
-    (["val_0.npy"], "validation files alone"),
+    (["val_0.npy"], "only validation files"),
     (["train.npy", "short_val.npy"], "has 1 ids for validation"),
 ])  # fmt: skip
 def test_a_bad_folder_of_token_files_is_one_line(names, words):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def card(title: str, facts: dict[str, object]) -> str:
-    """The card's text, with a line for each of the facts. "command" is the one that made the model:
-    by default this process's own."""
+    """The card's text, with one line per fact. The fact "command" is the command that made the
+    model: by default, this process's own."""
     own = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     facts = {"command": own} | facts
     command = facts.pop("command")
@@ -28,7 +28,7 @@ Made by
 {command}
 ```
 
-To try it, with the name of this folder, or of its repository on the Hub:
+To try it, with the name of this folder or of its repository on the Hub:
 
 ```python
 from transformers import pipeline

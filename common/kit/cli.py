@@ -24,7 +24,7 @@ import torch
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. One line: what was wrong, and what to change."""
+    """A mistake that the user can fix. One line: what was wrong, and what to change."""
 
 
 def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
     Raises SystemExit: 2 on a UserError or an option that does not parse, 130 on Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Lines appear at once, in pipes too; a character that the terminal lacks becomes a "?".
+    # Lines appear at once, even in pipes; a character that the terminal lacks becomes a "?".
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     try:
         options = parse(options_class, argv)
@@ -55,7 +55,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         raise SystemExit(2) from None
 
 
-# What a system may say of a file or a disk, and no change of the code would mend.
+# Errors of the file system or the disk that no change to the code would fix.
 OF_THE_SYSTEM = (
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR,
     errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG,
@@ -63,7 +63,7 @@ OF_THE_SYSTEM = (
 
 
 def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
-    """An error that the user can do something about; None for a bug."""
+    """The text of an error that the user can do something about; None for a bug."""
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         hint = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}{hint}"
@@ -73,15 +73,15 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory is full. On a CPU, on Apple's GPUs and in CUDA's own errors only the message
-    tells, and where Linux killed another process for it."""
+    """Whether memory is full. Only the message tells on a CPU, on Apple's GPUs, in CUDA's own
+    errors, and if Linux killed another process for lack of memory."""
     messages = ("can't allocate memory", "out of memory", "Invalid buffer size",
                 "process pool was terminated")  # fmt: skip
     full = any(message in str(error) for message in messages)
     return full or isinstance(error, torch.OutOfMemoryError)
 
 
-# Options have one name everywhere. What to give for each, how that is tested, and which they are.
+# Options have one name everywhere: what to give, how to test it, and the options it applies to.
 LIMITS = {
     "1 or more": (lambda value: value >= 1, """batch_size block_size steps total_batch_tokens
         stop_at eval_every checkpoint_every keep samples max_new_tokens top_k stride
@@ -104,8 +104,8 @@ LIMITS = {
 
 
 def check(options) -> None:
-    """Raises UserError for an option of these names with an impossible value: of a list, any. None
-    is left alone."""
+    """Raises UserError for an option of these names with an impossible value, also in a list. None
+    is accepted."""
     for limit, (fits, names) in LIMITS.items():
         for name in names.split():
             value = getattr(options, name, None)
@@ -115,7 +115,7 @@ def check(options) -> None:
                     raise UserError(f"--{name.replace('_', '-')} is {found}: give {limit}")
 
 
-# nanoGPT's names and values, and what to give here.
+# nanoGPT's names and values, and ours.
 NAMES = {
     "learning-rate": "--lr", "min-lr": "--lr-floor", "max-iters": "--steps",
     "lr-decay-iters": "--steps", "warmup-iters": "--warmup-steps",
@@ -128,17 +128,17 @@ VALUES = {"False": "no", "True": "yes", "bf16": "bfloat16", "fp16": "float16", "
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with a UserError in place of its exit."""
+    """argparse's parser, but a mistake raises UserError instead of exiting."""
 
     def error(self, message: str):
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
 def parse(options_class: type, argv: Sequence[str]):
-    """Parse argv into a dataclass, in whose source an option is a line, `name: kind = default  #
-    help`, and a line `# title` begins a group. What has no default is given without a name. --help
-    shows the title and the commands of the module's docstring, and the options. Raises
-    UserError."""
+    """Parse argv into a dataclass. In its source, each line `name: kind = default  # help` is an
+    option, and a line `# title` begins a group. An option without a default is a positional
+    argument. --help shows the options, and the title and commands of the module's docstring.
+    Raises UserError."""
     title, *rest = sys.modules[options_class.__module__].__doc__.strip("\n").split("\n\n")
     parser = Parser(
         description="\n\n".join([fill(title, 79), *(text for text in rest if text[0] == " ")]),
@@ -168,8 +168,8 @@ def parse(options_class: type, argv: Sequence[str]):
 
 
 def _argument(name: str, kind, default, text: str) -> dict:
-    """What argparse wants to know of an option: of a kind, of that or None, or of a tuple of it.
-    Of those that are not given, the dataclass has the default."""
+    """argparse's arguments for an option: of a kind, of that or None, or a tuple of it. The
+    dataclass has the defaults."""
     if kind is not bool and default not in (None, (), MISSING):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
         text += f" (default: {shown.strip() or repr(default)})"

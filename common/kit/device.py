@@ -16,8 +16,8 @@ from common.kit.cli import UserError
 def pick_device(name: str = "auto") -> torch.device:
     """The device called name (auto, cpu, cuda, cuda:1, mps). Prints which one it is, and why.
 
-    `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device not found here,
-    or that torch can't use.
+    `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device that is not
+    found, or that torch can't use.
     """
     kind, _, index = name.partition(":")
     fault = gpu_fault(int(index) if index.isdecimal() else 0) if kind in ("auto", "cuda") else None
@@ -45,10 +45,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def gpu_fault(index: int) -> str | None:
-    """Why torch can't use NVIDIA's GPU of this index, and what to install, found by running a
-    kernel on it. None if it can, or if there is no such GPU."""
+    """Why torch can't use the NVIDIA GPU with this index, and what to install, found by running a
+    kernel on it. None if torch can, or if there is no such GPU."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # they would say the same
+        with warnings.catch_warnings(action="ignore"):  # they say the same as the error
             torch.zeros(1, device=f"cuda:{index}").add_(1)
         return None
     except (RuntimeError, AssertionError) as error:
@@ -63,8 +63,8 @@ def gpu_fault(index: int) -> str | None:
 
 
 def quiet_compiler() -> None:
-    """Let torch.compile neither advise TF32, which stage 5 measures, nor say on a CPU that it found
-    CUDA and no GPU."""
+    """Silence torch.compile's advice to use TF32, which stage 5 measures, and its message, on a
+    CPU, that it found CUDA and no GPU."""
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
@@ -76,14 +76,14 @@ def seed_everything(seed: int) -> None:
 
 def repeat_exactly(device: torch.device) -> None:
     """Make a training step on a CPU give the same bits each time. Otherwise the threads of a
-    compiled step add up the gradient of the embedding in whatever order they get there."""
+    compiled step add up the gradient of the embedding in varying order."""
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a costly check
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished all its work. A CPU always has."""
+    """Wait until the device has finished all its work. On a CPU nothing is pending."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -110,8 +110,8 @@ def processor() -> str:
 def keep_freed_memory() -> None:
     """Make glibc reuse the memory that a training step frees.
 
-    By default it returns blocks of 32 MiB or more to the kernel, which then has to fault in every
-    page of the logits and gradients at every step. See mallopt(3), M_MMAP_THRESHOLD and
+    By default it returns blocks of 32 MiB or more to the system, which then has to fault in every
+    page of the logits and gradients again at every step. See mallopt(3), M_MMAP_THRESHOLD and
     M_TRIM_THRESHOLD. Other systems' allocators are not changed.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
@@ -124,7 +124,7 @@ def keep_freed_memory() -> None:
 
 
 def release_memory() -> None:
-    """Return unused memory to the system: between two models, not between steps."""
+    """Return unused memory to the system. Call it between two models, not between steps."""
     torch._dynamo.reset()  # a compiled function holds on to its model
     gc.collect()
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever ends the process that writes them.
+"""Files and folders that are whole or absent, however the process that writes them ends.
 
 A file is written under a temporary name, flushed to the disk, and renamed: a rename is atomic.
 Locks keep two processes from writing into the same folder.
@@ -24,7 +24,7 @@ def run_folder(out: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} can't be made a folder: {error.strerror}") from None
+        raise UserError(f"--out {out} can't be created: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} can't be written to: give another folder")
     return folder
@@ -38,8 +38,8 @@ def check_json(option: str | None) -> None:
 
 
 def check_room(folder: Path, need: float, what: str) -> None:
-    """Raises UserError if the disk lacks `need` bytes for `folder`, which need not exist yet.
-    The files already in it count as room: they will be overwritten."""
+    """Raises UserError if the disk lacks room for `need` bytes in `folder`, which need not exist
+    yet. The files already in it count as room: they will be overwritten."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     ours = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(parent).free + ours
@@ -60,13 +60,13 @@ def lock(path: Path, wait: bool = False) -> FileLock | None:
 
 
 def read_json(path: Path):
-    """The value in a JSON file. Raises UserError for what is none."""
+    """The value in a JSON file. Raises UserError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError:  # no JSON, no UTF-8
-        raise UserError(f"{path} is damaged: it is no JSON") from None
+    except ValueError:  # not JSON, or not UTF-8
+        raise UserError(f"{path} is damaged: it is not JSON") from None
 
 
 def write_json(path: Path, value) -> None:
@@ -93,8 +93,8 @@ def save_figure(figure, path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
-    """A folder to write into, which then takes the place of the folder `final`: whole, or not at
-    all. Raises UserError, with nothing left behind, if the disk does not take it."""
+    """A folder to write into, which then replaces the folder `final`: whole, or not at all. If it
+    can't be written, raises UserError and leaves nothing behind."""
     partial, old = (final.with_name(f".{final.name}{end}.partial") for end in ("", ".old"))
     try:
         final.parent.mkdir(exist_ok=True)
@@ -123,8 +123,8 @@ def remove(path: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Give the files in a folder the mode that the umask says. safetensors lets only their owner
-    read them."""
+    """Give the files in a folder the mode of the umask. safetensors makes them readable only by
+    their owner."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.iterdir():

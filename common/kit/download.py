@@ -1,4 +1,4 @@
-"""Download a file once: it is complete and as expected, or it is not there."""
+"""Download a file once: it is complete and as expected, or absent."""
 
 import hashlib
 from pathlib import Path
@@ -14,10 +14,10 @@ DATA_DIR = Path(__file__).parents[2] / "data"
 def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     """The bytes of the file at url, which is kept in DATA_DIR under this name.
 
-    Raises UserError if they are not the expected ones, and requests.RequestException if nothing
-    arrived. `instead` tells the user what else to do.
+    Raises UserError if their SHA-256 is not the expected one, and requests.RequestException if
+    nothing arrived. `instead` tells the user what else to do.
     """
-    path, hint = DATA_DIR / name, "delete it, and it is downloaded anew"
+    path, hint = DATA_DIR / name, "delete it to download it again"
     is_new = not path.exists()
     if is_new:
         response = requests.get(url, timeout=(5, 30))
@@ -38,4 +38,4 @@ def reason(error: requests.RequestException) -> str:
     """Why nothing arrived, in a few words."""
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
-    return type(error).__name__  # refused, no such host, no answer in time
+    return type(error).__name__  # connection refused, no such host, timeout

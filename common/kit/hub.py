@@ -14,9 +14,9 @@ class HubUnreachable(UserError):
 
 
 def model_folder(name_or_dir: str, *patterns: str) -> Path:
-    """A folder with files that match each of the patterns: a local one, or that of a model on the
-    Hub, downloaded into Hugging Face's cache if need be. Raises HubUnreachable, and UserError for a
-    name, a folder or a file that is not there."""
+    """A folder with files that match each of the patterns: a local one, or a model of the Hub,
+    downloaded into Hugging Face's cache if needed. Raises HubUnreachable, and UserError for a name,
+    a folder or a file that does not exist."""
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         if missing := _missing(path, patterns):
@@ -39,7 +39,7 @@ def model_folder(name_or_dir: str, *patterns: str) -> Path:
 
 
 def _missing(folder: Path, patterns: tuple[str, ...]) -> str | None:
-    """The first pattern that matches no file, as a name."""
+    """The first pattern that matches no file, without its *."""
     found = (p.replace("*", "") for p in patterns if not any(q.is_file() for q in folder.glob(p)))
     return next(found, None)
 
@@ -55,5 +55,5 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
         raise UserError(f"{folder} exists and is not an empty folder: export into a new one")
     above = next(path for path in folder.absolute().parents if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{folder} can't be made in {above}: export into another folder")
+        raise UserError(f"{folder} can't be created in {above}: export into another folder")
     return folder

@@ -11,7 +11,7 @@ from common.kit.device import synchronize
 
 
 def timed(work: Callable, device: torch.device):
-    """(seconds, result) of work(). Waits for the device before and after, not within."""
+    """(seconds, result) of work(). Waits for the device before and after it."""
     synchronize(device)
     start = time.perf_counter()
     result = work()
@@ -28,7 +28,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest square matrix product in dtype, an upper limit for a training step.
 
     The first product of each size is not timed: a GPU loads its kernels then. The minimum time
-    counts. A dtype that the device only emulates is tried for a few seconds.
+    counts. A dtype that the device only emulates is measured for a few seconds at most.
     """
     best = 0.0
     for n in (1024, 2048) if device.type == "cpu" else (4096, 8192):
@@ -44,25 +44,25 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-# FLOP/s of dense products in 16 bits, by NVIDIA's data sheets. A PCIe H100 has another.
+# FLOP/s of dense 16-bit products in NVIDIA's data sheets. A PCIe H100 has another value.
 DATA_SHEETS = {"H100 80GB HBM3": 989e12, "H200": 989e12, "A100": 312e12, "Tesla T4": 65e12}
 
 
 def data_sheet_peak(device: torch.device) -> float | None:
-    """FLOP/s in 16 bits that the GPU's data sheet promises; None if it is not known here."""
+    """The 16-bit FLOP/s of the GPU's data sheet; None if it is not in DATA_SHEETS."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for model, peak in DATA_SHEETS.items() if model in name), None)
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes/s that the device reads from its memory: the fastest of some sums over 1 GB."""
+    """Bytes/s that the device reads from its memory: the fastest of ten sums over 1 GB."""
     a = torch.ones(2**28, device=device)
     a.sum()
     return a.nbytes / min(timed(a.sum, device)[0] for _ in range(10))
 
 
 class PeakMemory:
-    """Peak memory in bytes from here on: of the GPU, or of this process where Linux counts it."""
+    """Peak memory in bytes from now on: of the GPU or, on Linux, of this process."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -1,4 +1,4 @@
-"""Packages that one stage alone needs, looked for before its work begins."""
+"""Packages that only one stage needs: check for them before its work begins."""
 
 import importlib.util
 
@@ -6,6 +6,6 @@ from common.kit.cli import UserError
 
 
 def require(module: str, package: str, what: str) -> None:
-    """Raises UserError if the package, of which this is a module, is not installed."""
+    """Raises UserError if the package that has this module is not installed."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{what} needs {package}, which is not installed: pip install {package}")

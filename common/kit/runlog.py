@@ -26,8 +26,8 @@ class RunLog:
     """Write each row to metrics.csv at once, so that an interrupted run loses none, and plot the
     file when the `with` block ends, even by Ctrl-C.
 
-    steps is the number of steps to come, from which the time left is estimated. A log may hold
-    several training runs: set `log.curve` to a name before each, and give a column "curve". Each of
+    steps is the number of steps to come, used to estimate the time left. A log may hold several
+    training runs: set `log.curve` to a name before each, and give a column "curve". Each of
     `panels`, {column: title}, gets a small plot of its own.
     """
 
@@ -72,20 +72,20 @@ class RunLog:
         self.file.flush()
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows of metrics.csv, by column; a value that a row lacks is empty."""
+        """All rows of metrics.csv, by column; missing values are empty."""
         with (self.folder / "metrics.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
     def plot(self) -> None:
-        """Draw metrics.png anew, if there is a line to draw."""
+        """Plot metrics.png again, if there are two points or more."""
         rows = self.rows()
         if sum(bool(row.get("loss")) for row in rows) > 1:
             save_figure(plot_run(rows, self.panels), self.folder / "metrics.png")
 
 
 def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
-    """A figure of the rows of a metrics.csv: training and validation loss of each curve, and below
-    a small plot for each of the panels {column: title}."""
+    """A figure of the rows of a metrics.csv: each curve's training and validation loss, and below
+    them a small plot for each of the panels {column: title}."""
     from matplotlib.figure import Figure  # half a second to import
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -96,7 +96,7 @@ def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
     names = list(dict.fromkeys(row.get("curve", "training") for row in rows))
     for k, name in enumerate(names):
         mine = [row for row in rows if row.get("curve", "training") == name]
-        # Curves that lie on one another stay visible: each is thinner than the one before.
+        # Each curve is thinner than the one before, so curves that coincide stay visible.
         width = 1.5 + 1.5 * (len(names) - 1 - k)
         (line,) = axes.plot(*points_of(mine, "loss"), label=name, linewidth=width)
         x, y = points_of(mine, "val_loss")

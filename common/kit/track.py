@@ -1,8 +1,8 @@
-"""A RunLog whose numbers also go to a tracker, by its own package: --track tensorboard, wandb or
-trackio.
+"""A RunLog whose numbers also go to a tracker, through its own package: --track tensorboard, wandb
+or trackio.
 
-The tracker's run is called after the run's folder. The file tracked_as.txt in the folder has the
-name, by which a resumed run goes on in the same one.
+The tracker's run is named after the run's folder. The file tracked_as.txt in the folder has the
+name, so a resumed run continues the same tracker run.
 """
 
 import importlib
@@ -16,8 +16,8 @@ from common.kit.runlog import RunLog
 
 
 class TrackedLog(RunLog):
-    """options.track names the tracker, and all options are noted there. A run that is resumed at
-    step `first` goes on in the tracker's run. Raises UserError if the tracker can't be reached."""
+    """options.track names the tracker, which also gets all options. A run that is resumed at step
+    `first` continues the tracker's run. Raises UserError if the tracker can't be reached."""
 
     def __init__(self, folder: Path | None, columns, steps: int, panels, options, first: int = 0):
         super().__init__(folder, columns, steps, panels)
@@ -37,7 +37,7 @@ class TrackedLog(RunLog):
 
 
 def open_tracker(folder: Path, options, first: int):
-    """A run of the tracker's, with the methods log(numbers, step) and finish()."""
+    """A run of the tracker, with the methods log(numbers, step) and finish()."""
     track, file = options.track, folder / "tracked_as.txt"
     if not (first and file.exists()):
         write_text(file, f"{folder.resolve().name}-{secrets.token_hex(4)}")
@@ -49,13 +49,13 @@ def open_tracker(folder: Path, options, first: int):
         how |= {"id": name, "dir": folder}
     try:
         return importlib.import_module(track).init(**how)
-    except Exception as error:  # of the tracker's own kinds
+    except Exception as error:  # each tracker has its own exceptions
         hint = "; WANDB_MODE=offline needs no network" if track == "wandb" else ""
         raise UserError(f"--track {track}: {error}".rstrip(".") + hint) from None
 
 
 class TensorBoard:
-    """TensorBoard's event file. Of a resumed run it hides the steps that are trained again."""
+    """TensorBoard's event file. In a resumed run, it hides the steps that are trained again."""
 
     def __init__(self, folder: Path, first: int):
         from torch.utils.tensorboard import SummaryWriter  # imports the package, if it is there

@@ -1,11 +1,11 @@
-"""Measure this machine: all tables that the README has of one, in a Markdown file.
+"""Measure this machine and write the tables of docs/machines/ to a Markdown file.
 
     python -m common.report                 # writes docs/machines/NAME.md
     python -m common.report --out mine.md
 
-It runs stages 1, 5, 7 and 9 one after the other, for which the machine should be idle: under 10
-minutes on an H100, 5 on two CPU cores. A part that fails is a line in the file. The file is written
-after each part, in place of an older one: Ctrl-C keeps the parts before it.
+It runs stages 1, 5, 7 and 9 one after the other, on a machine that should be idle: under 10 minutes
+on an H100, 5 on two CPU cores. A part that fails becomes a line in the file. The file is rewritten
+after each part, and replaces an older one: Ctrl-C keeps the parts that are done.
 """
 
 import csv
@@ -34,7 +34,7 @@ from common.speed import autocast_dtype, flash_attention
 
 ROOT = Path(__file__).parents[2]
 KERNELS = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
-WARMUP = 4  # steps of a training run that its table leaves out
+WARMUP = 4  # first steps of a training run, which its table leaves out
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A script to run, and what the file says of it: what it printed, or a table made from the
-    folder that it ran in."""
+    """A script to run. Its section in the file is what it prints, or a table made from the folder
+    that it ran in."""
 
     title: str
     stage: int
@@ -55,14 +55,14 @@ class Part:
 
 
 def parts(device: torch.device) -> list[Part]:
-    """What is run on the device, in sizes that suit it."""
+    """The parts to run on the device, in sizes that suit it."""
     ladders, decoding, training, B = [""], "--max-new-tokens 128", "--steps 30", 8
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         B = max(2, 2 ** int(gib / 1.2).bit_length() // 2)  # rows: 64 in 80 GB, 16 in 24
         training = "--steps 14 --recipe gpt2-124m --eval-tokens 4096 --keep 1"
         training += "" if gib > 39 else " --total-batch-tokens 131072"
-        # The scores of rung 0 limit its batch; the upper rungs are also measured without it.
+        # Rung 0's attention scores limit the batch; the upper rungs also run with a larger one.
         sizes = "--batch-size 16", f"--batch-size {B} --rungs 3 5 7"
         ladders = [f"{size} --block-size 1024 --steps 12" for size in sizes]
         decoding = ""
@@ -79,8 +79,8 @@ def parts(device: torch.device) -> list[Part]:
 
 
 def run_part(part: Part, device: torch.device) -> str:
-    """Run a part in a folder that is then removed, and show what it prints. Returns its section;
-    of a part that fails, a line."""
+    """Run a part in a temporary folder, and show what it prints. Returns its section, or one line
+    if it fails."""
     script = next(ROOT.glob(f"{part.stage}_*.py"))
     options, printed, start = part.options.split(), [], time.perf_counter()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -91,7 +91,7 @@ def run_part(part: Part, device: torch.device) -> str:
                 for line in process.stdout:
                     print(f"  {line}", end="")
                     printed.append(line.replace(folder, "…"))
-            except BaseException:  # Ctrl-C, perhaps in this process alone
+            except BaseException:  # Ctrl-C may have reached this process alone
                 process.kill()
                 raise
         if process.returncode:
@@ -117,8 +117,8 @@ def training_table(folder: Path) -> str:
 
 
 def attention_table(device: torch.device, shape=(16, 12, 1024, 64)) -> str:
-    """How long attention takes in GPT-2 124M, forward and backward for q, k, v of shape (B, nh, T,
-    hs): by the formula, as SDPA chooses, and by each of SDPA's kernels."""
+    """The time of attention in GPT-2 124M, forward and backward, for q, k, v of shape (B, nh, T,
+    hs): by the formula, with the kernel that SDPA chooses, and with each of SDPA's kernels."""
     dtype = autocast_dtype(device) or torch.float32
     q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
 
@@ -163,7 +163,7 @@ def table(rows: dict[str, str]) -> str:
 
 
 def said_by(*command: str) -> str:
-    """What a command prints, in a line."""
+    """What a command prints, in one line."""
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
@@ -177,13 +177,13 @@ def main(options: Options) -> None:
     name = torch.cuda.get_device_name(device) if gpu else f"{processor()}, {os.cpu_count()} cores"
     slug = "-".join(re.findall(r"\w+", name.lower()))
     file = Path(options.out or ROOT / "docs" / "machines" / f"{slug}.md")
-    run_folder(str(file.parent))  # raises now if it can't be written to
+    run_folder(str(file.parent))  # raises now, not after the work, if it can't be written to
     text, todo = f"# {name}\n\n{machine(device)}\n", parts(device)
     for number, part in enumerate(todo, 1):
         print(f"\n{number} of {len(todo)}: {part.title}, stage {part.stage}")
         text += f"\n## {part.title}, stage {part.stage}\n\n{run_part(part, device)}\n"
         write_text(file, text)
-    if gpu:  # last: this process keeps the memory
+    if gpu:  # last, since this process then holds GPU memory
         write_text(file, f"{text}\n## Attention's kernels\n\n{attention_table(device)}\n")
     print(f"\nsaved: {file}")
 

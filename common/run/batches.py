@@ -1,4 +1,4 @@
-"""Batches for a long run: shared between ranks, read ahead by a thread, resumable."""
+"""Batches for a long run: split between ranks, prefetched by a thread, resumable."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +11,8 @@ from common.data import Batches
 
 class RankBatches(Batches):
     """One rank's part of a stream of batches. At each step all ranks together take world_size · B
-    windows of one stream; rank r takes the r-th B of them. From the second epoch on, the text is
-    cut into windows at other tokens: a model that sees it often overfits later."""
+    windows of one stream; rank r takes the r-th B of them. From the second epoch on, the windows
+    are shifted by a random offset, so a model that sees the text often overfits later."""
 
     def __init__(self, tokens, batch_size, block_size, seed=0, rank=0, world_size=1):
         super().__init__(tokens, batch_size, block_size, seed)
@@ -38,8 +38,8 @@ class RankBatches(Batches):
 
 
 class Prefetcher:
-    """Batches, each read by a thread during the step before it; for a GPU, into pinned memory.
-    `waited` is the time in seconds that steps had to wait for a batch."""
+    """Batches, each read by a thread during the step before; for a GPU, into pinned memory.
+    `waited` is the total time in seconds that steps waited for a batch."""
 
     def __init__(self, batches: RankBatches, pin: bool):
         self.batches, self.pin, self.waited = batches, pin, 0.0
@@ -57,7 +57,7 @@ class Prefetcher:
         return batch
 
     def state(self) -> dict[str, int]:
-        """The position after the batches taken, not those read ahead."""
+        """The position after the batches taken; prefetched ones do not count."""
         return self.position
 
     def restore(self, state: dict[str, int]) -> None:

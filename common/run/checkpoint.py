@@ -9,7 +9,7 @@
         manifest.json          the SHA-256 of each of these
 
 A checkpoint is written under a temporary name, flushed, and renamed: a kill or a full disk leaves
-the one before as it was. Nothing is pickled.
+the previous one intact. Nothing is pickled.
 """
 
 import errno
@@ -33,12 +33,12 @@ TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
 ADAMW, MUON = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)  # for each weight
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")  # in model.json
-NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # nothing is known of a file then
+NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # they don't say whether a file is damaged
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
-    """The TENSORS, unsharded, on rank 0's CPU, where some are no copies: write them before the next
-    step. None on the other ranks. Called on all."""
+    """The TENSORS, unsharded, on rank 0's CPU; None on the other ranks. Called on all ranks. Some
+    are not copies: write them before the next step."""
     tensors = {name: {} for name in TENSORS}
     for name, parameter in model.named_parameters():
         tensors["model"][name] = ranks.full(parameter)
@@ -53,9 +53,9 @@ def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]
 
 
 def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
-    """Restore a checkpoint's tensors, read by rank 0 alone (path is None on the others). Called on
-    all ranks, with a new optimizer. False if the run had fewer ranks or another kind of device:
-    then no generator is restored."""
+    """Restore a checkpoint's tensors. Called on all ranks, with a new optimizer; only rank 0 reads
+    (path is None on the others). False if the run had fewer ranks or another kind of device: then
+    no random generator is restored."""
     opened = [safe_open(path / f"{name}.safetensors", "pt") if path else None for name in TENSORS]
     weights, moments, random = opened
     saved = ranks.from_main(lambda: set(moments.keys()))
@@ -87,7 +87,7 @@ def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -
 def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Path:
     """Write TENSORS and TEXTS as folder/step_…, and remove all but the `keep` newest up to it.
 
-    Raises UserError, with nothing left of the new one, if the disk does not take it.
+    Raises UserError if it can't be written; then nothing is left of it.
     """
     final = folder / f"step_{step:08d}"
     with whole_folder(final, "make room, and resume from the one before") as partial:
@@ -106,7 +106,7 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None. Prints which are damaged; UserError if all are."""
+    """The newest undamaged checkpoint, or None. Prints damaged ones; UserError if all are."""
     paths = _checkpoints(folder)
     for path in reversed(paths):
         if (reason := why_damaged(path)) is None:
@@ -118,15 +118,15 @@ def newest(folder: Path) -> Path | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in folder, oldest first. Anything under another name is not ours."""
+    """The checkpoints in folder, oldest first. Files with other names are not ours."""
     names = os.listdir(folder) if folder.exists() else []
     steps = {int(name[5:]): name for name in names if re.fullmatch(r"step_[0-9]{8,18}", name)}
     return [folder / name for _, name in sorted(steps.items())]
 
 
 def why_damaged(path: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None if it is whole. Raises OSError for
-    one that can't be judged, since nobody may read it: it must not be taken for a damaged one."""
+    """What is wrong with a checkpoint, by its manifest; None if it is complete. Raises OSError if
+    it can't be read at all, which does not mean that it is damaged."""
     try:
         sums = read_json(path / "manifest.json")
         expected = [f"{name}.safetensors" for name in TENSORS] + [f"{name}.json" for name in TEXTS]

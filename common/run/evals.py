@@ -1,4 +1,4 @@
-"""Evaluation shared between ranks: each takes every world_size-th batch, and the sums are added."""
+"""Evaluation split between ranks: each takes every world_size-th batch, and the sums are added."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from common.run.ranks import Ranks
 @torch.no_grad()
 def in_turns(model, batches: list, work: Callable, ranks: Ranks) -> list:
     """work(batch) for this rank's share of the batches, with the model in evaluation mode. All
-    ranks call work equally often, as a sharded model requires."""
+    ranks call work the same number of times, as a sharded model requires."""
     was_training, results = model.training, []
     model.eval()
     for turn in range(0, len(batches), ranks.world_size):
@@ -25,7 +25,7 @@ def in_turns(model, batches: list, work: Callable, ranks: Ranks) -> list:
 
 
 def evaluate_on_ranks(model, ids, block_size: int, batch_size: int, ranks: Ranks) -> Evaluation:
-    """As common.evals.evaluate, on all ranks together."""
+    """Like common.evals.evaluate, but split between all ranks."""
     batches = eval_batches(ids, block_size, batch_size)
     losses = in_turns(model, batches, lambda batch: loss_of_batch(model, *batch), ranks)
     return evaluation(sum(ranks.gather(losses), []), ids)
@@ -34,7 +34,7 @@ def evaluate_on_ranks(model, ids, block_size: int, batch_size: int, ranks: Ranks
 def hellaswag_on_ranks(
     model, questions, wording: Callable, batch_size: int, ranks: Ranks
 ) -> HellaSwag:
-    """As common.hellaswag.hellaswag, on all ranks together."""
+    """Like common.hellaswag.hellaswag, but split between all ranks."""
     batches = question_batches(questions, wording, model.config, batch_size)
     counts = in_turns(model, batches, lambda batch: count_right(model, batch), ranks)
     return score(sum(ranks.gather(counts), []), len(questions))

@@ -1,9 +1,9 @@
-"""A checkpoint of a run of stage 7 as a folder that transformers loads.
+"""Export a checkpoint of stage 7 to a folder that transformers loads.
 
     python -m common.run.export runs/7_long_run FOLDER     # its newest checkpoint
     python -m common.run.export runs/7_long_run/checkpoints/step_00000200 FOLDER
 
-Nothing is trained. The card in the folder says what the run's options and its log say.
+Nothing is trained. The model card in the folder has the run's options and the losses from its log.
 """
 
 import csv
@@ -26,15 +26,15 @@ COLUMNS = {
 @dataclass
 class Options:
     run: str  # a run's folder, or one of its checkpoints
-    folder: str  # a new folder, in Hugging Face's format
+    folder: str  # the new folder to write, in Hugging Face's format
 
 
 def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
-    """What a model's card says of the run in `folder` after this many steps, from its options and
+    """What a model card says about the run in `folder` after this many steps, from its options and
     its log."""
     tuned = bool(config.get("init_from"))
     usual_recipe = "fine-tuning" if tuned else "laptop"
-    # Nobody else has a file of options, nor our folders: what such a file changed is listed.
+    # A reader of the card has neither this TOML file nor our folders, so its options are listed.
     recipe = config["recipe"] if config["recipe"] in RECIPES else usual_recipe
     config = config | {"recipe": recipe, "data": Path(config["data"]).name}
     usual = {"recipe": usual_recipe} | DEFAULTS | RECIPES[recipe] | (FINE_TUNING if tuned else {})

@@ -9,9 +9,9 @@ from common.kit.track import TrackedLog
 
 
 class LongRunLog(TrackedLog):
-    """A run that is resumed at step `first` keeps the rows of earlier steps; later ones go. Without
-    a folder, on ranks that do not write, nothing is written. peak_tokens_per_s is the throughput at
-    100 % MFU."""
+    """A run that is resumed at step `first` keeps the rows of earlier steps and drops later ones.
+    Without a folder, as on ranks other than 0, nothing is written. peak_tokens_per_s is the
+    throughput at 100 % MFU."""
 
     def __init__(self, folder: Path | None, columns, steps: int, panels, options,
                  first: int, peak_tokens_per_s: float):  # fmt: skip
@@ -24,7 +24,7 @@ class LongRunLog(TrackedLog):
         path, rows = self.folder / "metrics.csv", []
         if self.first_step and path.is_file():
             rows = path.read_text(errors="replace").splitlines()
-        # A step, and a number or nothing in each other column. A crash may have damaged the last.
+        # A step, and a number or nothing in each other column: a crash may have cut the last row.
         whole = re.compile(r"(\d{1,12})" + r",[\w.+-]*" * (len(self.columns) - 1))
         found = map(whole.fullmatch, rows)
         kept = [row[0] for row in found if row and int(row[1]) < self.first_step]

@@ -2,8 +2,8 @@
 
 With DistributedDataParallel every rank holds the full model, and gradients are averaged over the
 ranks. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
-gradient and moment, and gathers a block's weights when it needs them. With one process all of this
-does nothing.
+gradient and moment, and gathers a block's weights when it needs them. With a single process, none
+of this does anything.
 """
 
 import contextlib
@@ -45,19 +45,19 @@ class Ranks:
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
-        """One rank of each machine runs the block before the others, which find what it has
+        """One rank of each machine runs the block first; the others then find what it has
         downloaded."""
         if self.world_size > 1 and self.local_rank > 0:
             dist.barrier()
         try:
             yield
-        finally:  # after a mistake too: the others then find it themselves
+        finally:  # after an error too: the others then raise it themselves
             if self.world_size > 1 and self.local_rank == 0:
                 dist.barrier()
 
     def from_main(self, work: Callable):
-        """The result of work(), which is called on rank 0 alone, on every rank. An error of the
-        user's or of the disk's is raised on every rank."""
+        """Call work() on rank 0 alone, and return its result on every rank. A UserError or OSError
+        is raised on every rank."""
         result, error = None, None
         if self.is_main:
             try:
@@ -78,29 +78,29 @@ class Ranks:
         return values
 
     def agree(self, loss: torch.Tensor, norm: torch.Tensor, stop: bool) -> tuple:
-        """The mean loss of all ranks, the gradient norm, and whether any rank is to stop. The one
-        wait for the device in a step."""
+        """The mean loss of all ranks, the gradient norm, and whether any rank was asked to stop.
+        This is the only wait for the device in a step."""
         numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
         if self.world_size > 1:
             dist.all_reduce(numbers[:2])  # the norm is of averaged gradients: the same on all
-            _set_pg_timeout(timedelta(minutes=30))  # all have compiled: longer waits are hangs
+            _set_pg_timeout(timedelta(minutes=30))  # all have compiled: a longer wait is a hang
         loss, stopping, norm = numbers.tolist()
         return loss / self.world_size, norm, stopping > 0
 
     def exchanging(self, loss_of: Callable, now: bool):
         """A context for forward and backward: gradients are all-reduced if `now`, else they only
-        add up on each rank. Sharded gradients are reduced each time: unsharded, they would not
-        fit."""
+        accumulate on each rank. Sharded gradients are reduced each time, since unsharded ones would
+        not fit."""
         wait = isinstance(loss_of, DistributedDataParallel) and not now
         return loss_of.no_sync() if wait else contextlib.nullcontext()
 
     @torch.no_grad()
     def fill(self, tensor: torch.Tensor, value: torch.Tensor | None) -> None:
-        """Copy rank 0's value to every rank's tensor: all of it, or the rank's shard."""
+        """Copy rank 0's value into every rank's tensor: the full value, or the rank's shard."""
         if not self.is_main:
             value = torch.empty(tensor.shape, dtype=tensor.dtype)
         value = value.to(self.device)
-        assert value.shape == tensor.shape  # a smaller one would be broadcast
+        assert value.shape == tensor.shape  # copy_ would broadcast a smaller one
         if isinstance(tensor, DTensor):
             value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
         elif self.world_size > 1:
@@ -114,17 +114,17 @@ class Ranks:
         return tensor.detach().cpu() if self.is_main else None
 
     def loss_function(self, model: GPT, compile: bool) -> Callable:
-        """As common.speed.loss_function; gradients are averaged over the ranks in its backward."""
+        """Like common.speed.loss_function, but backward averages gradients over the ranks."""
         loss_of = compiled(Loss(model)) if compile else Loss(model)
         if self.world_size == 1 or isinstance(next(model.parameters()), DTensor):
             return loss_of
-        # torch compiles a graph for each bucket: 5 for GPT-2 124M; with the default, 25 MB, 14.
+        # torch compiles one graph per bucket: 5 for GPT-2 124M, 14 with the default of 25 MB.
         return DistributedDataParallel(loss_of, bucket_cap_mb=100)
 
     def shard(self, config: GPTConfig, weights: dict | None, dtype: torch.dtype | None) -> GPT:
-        """A tied GPT sharded over the ranks, with rank 0's weights (None on the others). Beside
-        those, a rank holds no more than its shard and one weight. For autocast to dtype, weights
-        are gathered in it and the residual stream is of it; gradients are reduced in fp32."""
+        """A tied GPT sharded over the ranks, with rank 0's weights (None on the others). Apart from
+        these, a rank holds no more than its shard and one full weight. With autocast to dtype,
+        weights are gathered and the residual stream is in dtype; gradients are reduced in fp32."""
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         how = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(dtype, torch.float32)}
         with torch.device("meta"):
@@ -138,8 +138,8 @@ class Ranks:
 
 
 class Loss(nn.Module):
-    """A model's loss as a module, which DistributedDataParallel wants. It is computed outside the
-    model, since of a sharded one only the blocks are compiled."""
+    """A model's loss as a module, as DistributedDataParallel needs it. It is computed outside the
+    model, since only the blocks of a sharded model are compiled."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -151,13 +151,13 @@ class Loss(nn.Module):
 
 
 def unsharded(tensor: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor gathered on every rank; any other as it is."""
+    """A sharded tensor, gathered on every rank; any other tensor unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextlib.contextmanager
 def all_ranks(device_name: str) -> Iterator[Ranks]:
-    """This process's Ranks, from the variables that torchrun sets; without them, a single one.
+    """This process's Ranks, from the variables that torchrun sets; without them, a single rank.
 
     NCCL connects GPUs, gloo CPUs. Only rank 0 prints. Raises UserError for a missing device.
     """
@@ -179,14 +179,14 @@ def all_ranks(device_name: str) -> Iterator[Ranks]:
     print(f"ranks: {world_size}, {backend}")
     try:
         yield Ranks(device, rank, world_size, local_rank)
-    except UserError:  # on every rank; after another error this one would wait for the others
+    except UserError:  # raised on every rank; after another error this would wait for the others
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
 def _device_of_rank(name: str, local_rank: int) -> torch.device:
-    """A GPU for each rank of this machine, or its CPU for all. Raises UserError."""
+    """One GPU for each rank of this machine, or the CPU for all. Raises UserError."""
     count, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if name == "mps" and count > 1 or name.startswith("cuda:"):
         raise UserError(f"{count} processes can't share {name}: give --device cuda or cpu")

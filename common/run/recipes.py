@@ -1,5 +1,5 @@
-"""GPT-3's sizes, batches and learning rates, a line each, and the options of a run, which follow
-from them and are saved with it."""
+"""GPT-3's sizes, batches and learning rates, one line each, and the options of a run, which are
+filled in from them and saved with the run."""
 
 import tomllib
 from dataclasses import asdict, fields, replace
@@ -14,17 +14,17 @@ from common.tokenizer import VOCAB_SIZE
 
 
 def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict:
-    """Options by name. GPT-3's learning rate falls over 260 billion tokens and warms up over 375
-    million (appendix B). Its training went on to 300 billion, as --stop-at beyond --steps does."""
+    """Options by name. GPT-3's learning rate warms up over 375 million tokens and decays over 260
+    billion (appendix B). Its training continued to 300 billion, as with --stop-at above --steps."""
     options = {"model": model, "block_size": T, "batch_size": B, "total_batch_tokens": tokens}
     return options | {"lr": lr, "steps": round(260e9 / tokens)} | others
 
 
-# With --init-from, in place of a named recipe's: trained weights take smaller updates.
+# With --init-from these replace a named recipe's options: trained weights need smaller updates.
 FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
-# Model, T, B for one GPU of 80 GB (measured for gpt2-124m, else an estimate), tokens in a batch,
-# learning rate: GPT-3 paper, table 2.1. Left out: its batch that grows at the start, its sparse
-# attention in every other layer.
+# Model, T, B for one GPU of 80 GB (measured for gpt2-124m, estimated for the others), tokens per
+# batch, learning rate: GPT-3 paper, table 2.1. Left out: GPT-3's batch size that grows at the
+# start, and its sparse attention in every other layer.
 RECIPES = {
     "laptop": recipe(  # for five minutes, the best of docs/records.md
         "4x4x256", 128, 16, 2**11, 1e-2, lr_floor=0.0, weight_decay=1.2, optimizer="muon",
@@ -40,17 +40,17 @@ RECIPES = {
     "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
     "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
 }  # fmt: skip
-# What a recipe leaves open.
+# Options that a recipe leaves open.
 DEFAULTS = {
     "data": "tinyshakespeare", "vocab_size": VOCAB_SIZE, "dropout": 0.0, "weight_decay": 0.1,
     "clip": 1.0, "lr_floor": 0.1, "optimizer": "adamw", "seed": 1337,
     "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
     "dtype": "auto", "attention": "auto", "compile": "auto",
 }  # fmt: skip
-# With another value of these, a resumed run would be another run.
+# With other values of these, a resumed run would be a different run.
 UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
                 "total_batch_tokens", "dropout", "seed")  # fmt: skip
-# What belongs to the command and is not saved with the run.
+# Options that belong to a command, and are not saved with the run.
 OF_THE_COMMAND = (
     "stop_at", "out", "resume", "restart", "track", "shard", "device", "eval_hellaswag",
     "hellaswag_file", "hellaswag_limit",
@@ -63,7 +63,7 @@ def run_config(options) -> dict:
 
 
 def saved_config(saved, options, where: Path) -> dict:
-    """What run_config(options) was when it was saved. Raises UserError for other options."""
+    """`saved`, if it has the same names as run_config(options). Raises UserError if not."""
     if saved.keys() != run_config(options).keys():
         raise UserError(f"{where} has other options than this stage 7: start another run")
     return saved
@@ -110,16 +110,16 @@ def resolve(options, saved: dict | None, ranks: Ranks):
 
             vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
             tuning = FINE_TUNING | {"vocab_size": vocab_size}
-            if name in RECIPES:  # its numbers are for a new model
+            if name in RECIPES:  # a named recipe is for a new model
                 found = found | tuning | {"block_size": min(found["block_size"], 1024)}
-            else:  # a file's are for this run
+            else:  # a file is for this run
                 found = tuning | found
             found["model"] = None
         elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
         base = DEFAULTS | {"recipe": name} | found
     if "data" in given and Path(given["data"]).expanduser().exists():
-        given["data"] = str(Path(given["data"]).expanduser().resolve())  # for another folder
+        given["data"] = str(Path(given["data"]).expanduser().resolve())  # to resume from anywhere
     options = replace(options, **(base | given))
     check(options)
     needed = {f.name for f in fields(options)} - {*OF_THE_COMMAND, "init_from", "warmup_steps"}

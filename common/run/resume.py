@@ -1,4 +1,4 @@
-"""A run's folder: begun, locked, resumed from its newest checkpoint, saved into."""
+"""A run's folder: create it, lock it, resume from its newest checkpoint, save into it."""
 
 import hashlib
 import math
@@ -22,18 +22,18 @@ from common.run.recipes import run_config, saved_config
 from common.speed import Setting, build, narrow_residual, pad_vocab
 from common.tokenizer import VOCAB_SIZE
 
-BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # a parameter: fp32, and at most two moments
+BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # per parameter: fp32, and at most two moments
 MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
-# What --restart deletes; config.json, by which a folder is known to hold a run, it replaces last.
+# --restart deletes these, and replaces config.json last: it marks a folder that holds a run.
 FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
 OF_THE_RUN = ("skipped", "in_a_row", "text")  # in state.json
 
 
 class Run:
-    """A run in the folder --out. `saved` is what its newest checkpoint holds, by name, with its
-    `path`; before the first checkpoint `config` alone; None for a new run. Rank 0 alone reads and
-    writes; all ranks call the methods. Raises UserError for a folder that is in use, or has no
-    run to resume."""
+    """A run in the folder --out. `saved` holds the newest checkpoint's texts, by name, and its
+    `path`; before the first checkpoint, only `config`; None for a new run. Only rank 0 reads and
+    writes; all ranks call the methods. Raises UserError for a folder that is in use, or has no run
+    to resume."""
 
     def __init__(self, options, ranks: Ranks):
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
@@ -52,7 +52,7 @@ class Run:
             raise UserError(f"{folder} exists and holds no run: give another --out")
         if is_run and not resume and not self.restart:
             raise UserError(f"{folder} holds a run: --resume continues it, --restart deletes it "
-                            "and begins anew, another --out keeps it")  # fmt: skip
+                            "and starts over, another --out keeps it")  # fmt: skip
         if is_run:
             self._lock()  # before a checkpoint is chosen: another process may be writing one
         return self._read(options) if resume else None
@@ -88,8 +88,8 @@ class Run:
         write_json(self.folder / "config.json", run_config(options))
 
     def model(self, options, setting: Setting) -> GPT:
-        """The model on every rank, in full or, with --shard, a shard of it. Its weights are rank
-        0's; those of a checkpoint are restored later."""
+        """The model on every rank: in full or, with --shard, a shard of it. Its weights are rank
+        0's. A checkpoint's weights are restored later."""
         how = {"attention": setting.attention, "dropout": options.dropout}
         model = self._model_of_rank_0(options, setting, how) if self.ranks.is_main else None
         config = self.ranks.from_main(lambda: model.config)
@@ -104,7 +104,7 @@ class Run:
         if options.init_from:
             return pad_vocab(_pretrained(options, how))
         sizes = {"block_size": options.block_size, "vocab_size": options.vocab_size}
-        without = replace(setting, residual=False)  # `model` sees to that
+        without = replace(setting, residual=False)  # `model` narrows the residual stream itself
         return build(preset(options.model, **sizes, **how), without, options.seed)
 
     def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
@@ -126,12 +126,12 @@ class Run:
         return state["step"]
 
     def check(self, step: int, loss: float, norm: float, scaler) -> None:
-        """Raises UserError before a step whose numbers would ruin the weights. With fp16 a gradient
-        may overflow: the scaler then skips the step, unless too many were skipped in a row."""
+        """Raises UserError before an update that would ruin the weights. With fp16 a gradient may
+        overflow: the scaler then skips the step. Too many skipped steps in a row are an error."""
         if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
             how = "--resume" if (self.folder / "checkpoints").exists() else "start another run"
-            raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the weights are as "
-                            f"they were before it: {how} with a lower --lr, longer --warmup-steps "
+            raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the step was not "
+                            f"taken: {how} with a lower --lr, longer --warmup-steps "
                             "or lower --clip")  # fmt: skip
         self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
         self.skipped += self.in_a_row > 0
@@ -148,7 +148,7 @@ class Run:
         print(f"saved: {path}")
 
     def export(self, step: int, model: GPT, options) -> None:
-        """Write the model after this many steps as hf/ into the folder."""
+        """Export the model after this many steps to the folder's hf/."""
         weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
         told = (run_config(options), step)
         self.ranks.from_main(lambda: self._export(model.config, weights, told))
@@ -187,7 +187,7 @@ def restore_state(path: Path | None, state: dict, model, optimizer, scaler, batc
 
 
 def fingerprint(tokens: Tokens) -> str:
-    """Tells texts apart by their length and ends, without reading everything."""
+    """Tells texts apart by their length, start and end, without reading them whole."""
     ids = tokens.train
     ends = b"".join(part.astype("<u2").tobytes() for part in (ids[:4096], ids[-4096:]))
     return f"{len(ids)} tokens, {hashlib.sha256(ends).hexdigest()[:16]}"

@@ -4,13 +4,13 @@ import os
 import signal
 import time
 
-SECONDS_APART = 1.0  # torchrun passes on a Ctrl-C that its ranks have had from the terminal
+SECONDS_APART = 1.0  # torchrun passes on a Ctrl-C that its ranks already got from the terminal
 
 
 class StopSignal:
     """In the `with` block, SIGTERM or a first Ctrl-C sets `asked`; a second Ctrl-C raises
-    KeyboardInterrupt as usual. So does a first one that has ended a compiler in the middle of its
-    work: a terminal sends it to all processes that were started from it."""
+    KeyboardInterrupt as usual. So does a first Ctrl-C that has also killed a running compiler: a
+    terminal sends it to all processes that were started from it."""
 
     def __enter__(self):
         self.asked, self.time = False, 0.0

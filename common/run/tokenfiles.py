@@ -3,7 +3,7 @@
 val_000000.npy, train_000001.npy, …   NumPy, uint16: ours, and build-nanogpt's
 train.bin, val.bin                    nanoGPT's: uint16 and nothing else
 *_train_*.bin, *_val_*.bin            llm.c's: 256 int32 first, magic 20240520, version, count
-*.ds                                  datatrove's: uint16 or uint32; *.ds.index has document ends
+*.ds                                  datatrove's: uint16 or uint32; *.ds.index: document ends
 """
 
 import re
@@ -24,8 +24,7 @@ LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
 
 class TokenFiles:
     """The ids of several files, one after the other, as one sequence (N,) that can be sliced. The
-    files are mapped, not read. Each slice is checked for ids that are not GPT-2's when it is read.
-    """
+    files are memory-mapped. Each slice is checked for ids that are not GPT-2's when it is read."""
 
     def __init__(self, parts: list[tuple[Path, np.ndarray]]):
         self.parts = parts
@@ -35,8 +34,8 @@ class TokenFiles:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, places: slice) -> np.ndarray:
-        """The ids (n,), a copy where they come from more than one file. Raises UserError for ids
-        that are not GPT-2's."""
+        """The ids (n,); a copy if they come from several files. Raises UserError for ids that are
+        not GPT-2's."""
         found = self.between(*places.indices(len(self))[:2]).parts
         for path, ids in found:
             if ids.max() >= VOCAB_SIZE or ids.min() < 0:
@@ -59,8 +58,8 @@ class TokenFiles:
 
 
 def map_ids(path: Path) -> np.ndarray:
-    """The ids (N,) of a file with one of the ENDINGS, integers, mapped. Raises UserError for a file
-    that is truncated or holds something else; checks the first 4,096 ids, not all."""
+    """The ids (N,) of a file with one of the ENDINGS: integers, memory-mapped. Raises UserError for
+    a file that is truncated or holds something else. Checks only the first 4,096 ids."""
     try:
         with np.errstate(over="raise"):  # the size of an impossible shape
             ids = ENDINGS[path.suffix](path)
@@ -90,7 +89,7 @@ def _map_bin(path: Path) -> np.ndarray:
 
 
 def _map_ds(path: Path) -> np.ndarray:
-    """The index (uint64) ends with the number of ids, from which follows the size of one."""
+    """The index (uint64) ends with the number of ids, which gives the size of one."""
     count = np.memmap(f"{path}.index", "<u8", "r")[-1].item()
     size = path.stat().st_size
     if size not in (2 * count, 4 * count):
@@ -122,12 +121,12 @@ def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
 
 
 def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
-    """The tokens of a file with one of the ENDINGS, of a folder of them (see above), or of whatever
+    """The tokens of a file with one of the ENDINGS, of a folder of such files, or of whatever
     load_tokens takes.
 
     Files with "val" in their names are for validation; without such files, the end of the ids is.
-    Prints what was found. Raises UserError for files that don't hold GPT-2's ids or hold too few,
-    and for a smaller vocabulary than theirs.
+    Prints what was found. Raises UserError for files that don't hold GPT-2's ids, or too few of
+    them, and for a vocab_size below GPT-2's.
     """
     path = Path(data).expanduser()
     found = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
@@ -147,7 +146,7 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
         parts[bool(is_val)].append((p, ids))
     train, val = TokenFiles(parts[False]), TokenFiles(parts[True])
     if not len(train):
-        raise UserError(f"{data} has validation files alone: give one with files to train on")
+        raise UserError(f"{data} has only validation files: give a folder with training files too")
     if not len(val):
         end = len(train) - val_size(len(train), data)
         train, val = train.between(0, end), train.between(end, len(train))

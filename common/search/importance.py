@@ -1,5 +1,5 @@
-"""Which hyper-parameters matter: the share of each in how the trials of a search differ (fANOVA,
-Hutter et al., 2014, by Optuna), beside the shares that chance alone would show."""
+"""Which hyper-parameters matter: the share of each in the differences between a search's trials
+(fANOVA, Hutter et al., 2014, by Optuna), beside the shares that chance alone would show."""
 
 import random
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from optuna.trial import FrozenTrial, create_trial
 
 from common.kit.disk import save_figure
 
-MIN_TRIALS = 4  # to compare
-SHUFFLES = 19  # so that a share above all of theirs comes by chance once in 20 times
+MIN_TRIALS = 4  # fewer are not compared
+SHUFFLES = 19  # then a share above all of theirs occurs by chance once in 20 times
 
 
 @dataclass(frozen=True)
 class Importance:
-    shares: dict[str, float]  # by hyper-parameter; 1 together
+    shares: dict[str, float]  # by hyper-parameter; they add up to 1
     chance: float  # the largest share of any when the outcomes are shuffled among the trials
 
 
 def importances(trials: list[FrozenTrial], names: list[str]) -> dict[str, Importance]:
     """The importance of the named hyper-parameters for two outcomes of these trials: "loss", and
-    "loss and time", the two in standard deviations, added. A trial that failed counts as the worst
-    of the others. Empty if there is too little to compare."""
+    "loss and time", the sum of both in standard deviations. A failed trial counts as the worst of
+    the others. Empty if there is too little to compare."""
     done = [trial for trial in trials if trial.value is not None]
     losses = [trial.value for trial in done]
     times = [trial.user_attrs["seconds"] for trial in done]
@@ -60,8 +60,8 @@ def _shares(trials: list[FrozenTrial], outcomes: list[float], names: list[str]) 
 
 
 def plot_importances(path: Path, found: dict[str, Importance], title: str) -> None:
-    """A pair of bars for each hyper-parameter, and a dashed line for each of the pair's outcomes:
-    the share that chance reaches. Bars below it are pale."""
+    """Plot a pair of bars for each hyper-parameter, one bar per outcome, and a dashed line for the
+    share that chance reaches in each outcome. Bars below it are pale."""
     names = list(next(iter(found.values())).shares)
     figure = Figure(figsize=(8, 0.6 * len(names) + 2), layout="constrained")
     axes = figure.subplots()

@@ -1,5 +1,5 @@
-"""What a search tries: phases, ever fewer trials trained ever longer; the space that the trials are
-from; which of its settings come next, sampled by Optuna, none of them twice."""
+"""What a search tries: phases, each with fewer and longer trials than the one before; the space of
+hyper-parameters; and the next trial's values, sampled by Optuna, none of them twice."""
 
 import itertools
 import math
@@ -17,12 +17,12 @@ from common.model import GPT, GPTConfig
 from common.presets import preset
 
 SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
-MAX_REPEATS = 20  # of what was tried before, by a sampler; then any of the rest is taken
+MAX_REPEATS = 20  # a sampler's attempts to find new values; then any untried ones are taken
 
 
 @dataclass(frozen=True)
 class Phase:
-    """So many trials, each trained from one step up to another."""
+    """A number of trials, each trained from step `first` to step `last`."""
 
     trials: int
     first: int
@@ -34,8 +34,8 @@ class Phase:
 
 
 def read_phases(text: str) -> list[Phase]:
-    """The phases of a text such as 24x50,8x150,3x500. Raises UserError for ones that do not narrow:
-    each must have fewer trials than the one before, and more steps."""
+    """The phases of a text such as 24x50,8x150,3x500. Raises UserError unless each phase has fewer
+    trials than the one before, and more steps."""
     phases = [Phase(math.inf, 0, 0)]
     for part in text.split(","):
         try:
@@ -51,7 +51,7 @@ def read_phases(text: str) -> list[Phase]:
 
 
 def total_steps(phases: list[Phase]) -> int:
-    """The steps of all trials together. None is trained twice."""
+    """The steps of all trials together. No step is trained twice."""
     return sum(phase.trials * phase.steps for phase in phases)
 
 
@@ -73,7 +73,7 @@ def read_space(options) -> dict[str, tuple]:
 
 
 def model_name(values: dict) -> str:
-    """A trial's model. Its heads have 64 channels, as GPT-2's, unless the trial says how many."""
+    """A trial's model. Its heads have 64 channels, as in GPT-2, unless the trial gives n_head."""
     heads = values.get("n_head", values["n_embd"] // 64)
     return f"{values['n_layer']}x{heads}x{values['n_embd']}"
 
@@ -83,7 +83,7 @@ def config_of(values: dict) -> GPTConfig:
 
 
 def largest(space: dict[str, tuple]) -> int:
-    """The parameters of the space's largest model, counted without allocating it."""
+    """The number of parameters of the space's largest model, counted without allocating it."""
     with torch.device("meta"):
         model = GPT(config_of({name: max(values) for name, values in space.items()}))
     return sum(p.numel() for p in model.parameters()) - model.lm_head.weight.numel()  # it is tied
@@ -94,8 +94,8 @@ def distributions(space: dict[str, tuple]) -> dict[str, CategoricalDistribution]
 
 
 def new_values(space: dict[str, tuple], sampler: str, seed: int, tried: list[FrozenTrial]) -> dict:
-    """Values that no trial in `tried` has: the sampler's if it finds some, else any. It is asked
-    about a copy of the study, where its repeats leave no trace."""
+    """Values that no trial in `tried` has: the sampler's if it finds some, else any. The sampler
+    works on a copy of the study, where its repeats leave no trace."""
     copy = optuna.create_study(sampler=new_sampler(space, sampler, seed, len(tried)))
     copy.add_trials(tried)
     seen = [trial.params for trial in tried]
@@ -109,8 +109,8 @@ def new_values(space: dict[str, tuple], sampler: str, seed: int, tried: list[Fro
 
 
 def new_sampler(space: dict[str, tuple], name: str, seed: int, n_tried: int) -> BaseSampler:
-    """Optuna's sampler. The grid's has one order for the whole search; the others get a seed for
-    each trial, so that no two processes draw the same."""
+    """Optuna's sampler. The grid has one order for the whole search; the others get a new seed for
+    each trial, so that no two processes draw the same values."""
     if name == "grid":
         return GridSampler(space, seed % 2**32)
     seed = (seed + n_tried) % 2**32

@@ -18,7 +18,7 @@ from common.search.importance import importances, plot_importances
 from common.search.phases import model_name
 from common.search.study import Search, number_of
 
-WARMUP_STEPS = 10  # of a trial, and of a run with best.toml
+WARMUP_STEPS = 10  # in a trial, and in a run with best.toml
 
 
 def report(search: Search, options, n_val: int) -> None:
@@ -29,18 +29,18 @@ def report(search: Search, options, n_val: int) -> None:
     failed = [trial for trial in latest.values() if trial.value is None]
     why = failed[0].user_attrs["reason"] if failed else ""
     if len(failed) == len(latest):
-        raise UserError(f"every trial failed, the first so: {why}")
+        raise UserError(f"every trial failed, the first with: {why}")
     for k, phase in enumerate(search.phases):
-        # A trial that failed later counts no more, even where it was among the best.
+        # A trial that failed in a later phase does not count, even if it was among the best here.
         stayed = [t for t in search.complete(k) if latest[number_of(t)].value is not None]
         if stayed:
             best, steps = stayed, phase.last
     print_best(best, search.space, steps)
     if failed:
-        print(f"failed: {len(failed)} of {len(latest)}, the first so: {why}")
+        print(f"failed: {len(failed)} of {len(latest)}, the first with: {why}")
     n = min(options.eval_tokens, n_val)
     print(f"loss: over the first {n:,} of {n_val:,} validation tokens, in windows of")
-    print("block_size; stage 6's are over all of them: not comparable")
+    print("block_size; stage 6's loss is over all of them: not comparable")
     varied = [name for name, values in search.space.items() if len(values) > 1]
     for file, names in (("lr.png", ["lr"]), ("curves.png", varied or list(search.space))):
         plot_curves(folder / file, list(latest.values()), search.space, names)
@@ -56,7 +56,7 @@ def _print_row(start: str, cells: dict[str, str]) -> None:
 
 
 def print_best(trials: list[FrozenTrial], space: dict[str, tuple], steps: int) -> None:
-    """A table of the ten best, and which values of the best are at the edge of what was tried."""
+    """Print the ten best, and which values of the best are at the edge of the space."""
     print(f"\nthe best, after {steps} steps")
     _print_row(f"{'trial':>8}{'loss':>8}{'seconds':>8}", {name: name for name in space})
     for trial in trials[:10]:
@@ -70,12 +70,12 @@ def print_best(trials: list[FrozenTrial], space: dict[str, tuple], steps: int) -
         if len(tried) > 1 and best[name] == limit
     ]
     if edges:
-        print(fill(f"at the edge, so try further: {', '.join(edges)}", 79))
+        print(fill(f"at the edge of the space, so widen it: {', '.join(edges)}", 79))
 
 
 def print_importances(search: Search, names: list[str]) -> None:
-    """What each named hyper-parameter did in the first phase: the median loss of the trials with
-    each of its values, and its importance, which is plotted too."""
+    """Print what each named hyper-parameter did in the first phase: the median loss of the trials
+    with each of its values, and its importance, which is plotted too."""
     trials, steps = search.trials(0), search.phases[0].last
     print(f"median loss after {steps} steps, by")
     for name in names:
@@ -99,7 +99,7 @@ def print_importances(search: Search, names: list[str]) -> None:
 
 
 def write_best(path: Path, best: FrozenTrial, steps: int, data: str, seed: int) -> None:
-    """A trial as a recipe for stage 7."""
+    """Write a trial as a recipe for stage 7."""
     p, file = best.params, Path(data).expanduser()
     name = str(file.resolve()) if file.exists() else data
     text = f"""\
@@ -118,7 +118,7 @@ seed = {seed}
 
 
 def plot_curves(path: Path, trials: list[FrozenTrial], space: dict, names: list[str]) -> None:
-    """Validation loss against steps: a panel for each named hyper-parameter, in its colours."""
+    """Plot validation loss against steps: a panel per named hyper-parameter, colored by it."""
     figure = Figure(figsize=(max(8, 3 * len(names) + 1), 4.5), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axes, name in zip(panels, names, strict=True):
@@ -130,7 +130,7 @@ def plot_curves(path: Path, trials: list[FrozenTrial], space: dict, names: list[
 
 
 def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> None:
-    """One line per trial, coloured by its value of the hyper-parameter `name`: validation loss
+    """One line per trial, colored by its value of the hyper-parameter `name`: validation loss
     against steps, on log axes. Where a trial failed, a × at the upper edge."""
     palette = colormaps["tab10"] if len(values) <= 10 else colormaps["turbo"].resampled(len(values))
     colors = {value: palette(k) for k, value in enumerate(sorted(values))}
@@ -142,7 +142,7 @@ def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> No
         axes.plot([step for step, _, _ in curve], [loss for _, _, loss in curve], ".-", **style)
         if trial.value is None:
             where = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-            axes.plot([trial.user_attrs["step"] or 1], [1], "x", **style, **where)  # no log of 0
+            axes.plot([trial.user_attrs["step"] or 1], [1], "x", **style, **where)  # log axis: no 0
     axes.set(xscale="log", yscale="log", xlabel="step")
     ends = sorted({trial.user_attrs["step"] for trial in trials if trial.value is not None})
     axes.set_xticks(ends, ends)  # of the phases

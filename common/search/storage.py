@@ -1,4 +1,4 @@
-"""Where Optuna keeps a search's trials: a file in its folder, or what machines share."""
+"""Where Optuna keeps a search's trials: in a file in its folder, or in a shared database."""
 
 import secrets
 from json import JSONDecodeError
@@ -13,21 +13,21 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from common.kit.cli import UserError
 from common.kit.disk import write_text
 
-# It is damaged, unreachable or full; of a journal, a line was cut off.
+# A storage that is damaged, unreachable or full; a journal whose last line was cut off.
 STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError, JSONDecodeError)
 
 
 def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optuna.Study]:
-    """One study per phase, new if the folder has no trials/. After that the storage must have them.
+    """One study per phase, new if the folder has no trials/; if it has, the storage must have them.
 
-    storage: a database's URL, as SQLAlchemy reads it, or a journal file; by default, study.db in
-    the search's folder. One storage may have many searches: a folder's file study.txt says which is
-    its own. Raises UserError for what is no storage, or not this search's, and STORAGE_ERRORS.
+    storage: a database URL for SQLAlchemy, or a journal file; by default, study.db in the search's
+    folder. A storage may have many searches: the folder's study.txt says which one is its own.
+    Raises UserError if it is no storage, or not this search's, and STORAGE_ERRORS.
     """
     file, begun = folder / "study.txt", (folder / "trials").exists()
     if begun and file.exists() != bool(storage):
         how = "with" if file.exists() else "without"
-        raise UserError(f"the search in {folder} was begun {how} --storage: go on so")
+        raise UserError(f"the search in {folder} was begun {how} --storage: resume it the same way")
     if storage and not file.exists():
         write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
     name = file.read_text() if storage else "phase"
@@ -55,7 +55,7 @@ def _open(storage: str) -> BaseStorage:
             with open(storage, "rb") as file:
                 begin = file.read(99)
             if begin and b"op_code" not in begin:
-                raise ValueError(f"{storage} is another kind of file")  # nothing is appended to it
+                raise ValueError(f"{storage} is another kind of file")  # so don't append to it
         return JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]

@@ -1,7 +1,7 @@
 """A search in phases: many trials are trained for a few steps, the best of them for more, and so
-on. A trial that is promoted resumes from its checkpoint: no step is trained twice.
+on. A promoted trial resumes from its checkpoint: no step is trained twice.
 
-Optuna keeps the trials and their losses, one study per phase. Several processes may work on one
+Optuna keeps the trials and their losses, one study per phase. Several processes may share one
 folder: each takes its trials under a lock, and a trial whose process has died is free again.
 """
 
@@ -22,15 +22,15 @@ from common.search.phases import Phase, distributions, largest, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
 
-MAX_DEATHS = 3  # of processes in a row that trained a trial, before it counts as failed
+MAX_DEATHS = 3  # in a row of processes that trained a trial; then it has failed
 
 
 def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> "Search":
-    """The search in --out, new or begun with the same options. Raises UserError for another."""
+    """The search in --out, new or begun with these options. Raises UserError for other options."""
     size = math.prod(map(len, space.values()))
     if size < phases[0].trials:
         raise UserError(f"--phases wants {phases[0].trials} trials, and the space has {size}: "
-                        "widen it, or ask for fewer")  # fmt: skip
+                        "widen the space, or ask for fewer trials")  # fmt: skip
     given = {name: list(values) for name, values in space.items()} | {"text": text}
     given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
     folder = run_folder(options.out)
@@ -54,12 +54,12 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
 
 
 def number_of(trial: FrozenTrial) -> int:
-    return trial.user_attrs["number"]  # not Optuna's, which is another in each phase
+    return trial.user_attrs["number"]  # not Optuna's number, which differs between phases
 
 
 class Search:
-    """The state of a search, in a folder that processes share: while one has `lock`, no other
-    writes. Space: the values of each hyper-parameter; sampler: grid, random or tpe."""
+    """The state of a search, in a folder that processes share: while one holds `lock`, no other
+    writes. space: the values of each hyper-parameter; sampler: grid, random or tpe."""
 
     def __init__(
         self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str, seed: int,
@@ -78,25 +78,25 @@ class Search:
         return self.studies[k].get_trials(deepcopy=False)
 
     def complete(self, k: int) -> list[FrozenTrial]:
-        """A phase's trials that came to its end, best first."""
+        """A phase's completed trials, best first."""
         done = [trial for trial in self.trials(k) if trial.state == TrialState.COMPLETE]
         return sorted(done, key=lambda trial: trial.value)
 
     def finished(self, k: int) -> list[FrozenTrial]:
-        """A phase's trials that came to its end or failed in it."""
+        """A phase's trials that completed it or failed in it."""
         return [trial for trial in self.trials(k) if trial.state.is_finished()]
 
     def latest(self) -> dict[int, FrozenTrial]:
-        """Each trial by its number, in the last phase that it came to the end of, or failed in."""
+        """Each trial by its number, as of the last phase that it completed or failed in."""
         ks = range(len(self.phases))
         return {number_of(trial): trial for k in ks for trial in self.finished(k)}
 
     def steps_done(self) -> int:
-        """Of all trials that came to the end of a phase, or failed in it."""
+        """The steps of all completed and failed trials, in all phases."""
         return sum(p.steps * len(self.finished(k)) for k, p in enumerate(self.phases))
 
     def size(self, k: int) -> int:
-        """How many trials a phase has, once the one before is over."""
+        """How many trials a phase has, once the phase before is over."""
         n = self.phases[k].trials
         return min(n, len(self.complete(k - 1))) if k else n
 
@@ -106,7 +106,7 @@ class Search:
         return next((k for k in ks if len(self.finished(k)) < self.size(k)), None)
 
     def take(self) -> Trial | None:
-        """The next trial to train. None if other processes train all that are left, or none is:
+        """The next trial to train. None if other processes train all the rest, or if none is left:
         see `phase`."""
         with self.lock:
             k = self.phase()
@@ -119,7 +119,7 @@ class Search:
             return self._take(k, self._add(k)) if len(self.trials(k)) < self.size(k) else None
 
     def _add(self, k: int) -> FrozenTrial:
-        """Note a new trial in phase k, in one transaction: a kill leaves all of it or nothing."""
+        """Add a new trial to phase k, in one transaction: a kill leaves all of it or nothing."""
         there = self.trials(k)
         if k == 0:
             number, values = len(there), new_values(self.space, self.sampler, self.seed, there)
@@ -134,8 +134,8 @@ class Search:
         return self.trials(k)[-1]
 
     def _take(self, k: int, noted: FrozenTrial) -> Trial | None:
-        """A trial for this process. None if another process trains it, or if all that did have
-        died, as a process does that takes too much memory: then it has failed."""
+        """Take a trial for this process. None if another process trains it. Also None if
+        MAX_DEATHS processes died training it, of too much memory say: then the trial has failed."""
         folder = self.folder_of(noted)
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock")
@@ -154,8 +154,8 @@ class Search:
         return self.folder / "trials" / f"{number_of(trial):04d}"
 
     def alive(self, trial: Trial) -> None:
-        """Forget how many processes died of a trial: this one got so far, and what ends it now is
-        not the trial. Report the validation loss, for Optuna's dashboard."""
+        """Reset the count of processes that died training a trial: this one works, so if it ends
+        now, the trial is not the cause. Report the validation loss to Optuna's dashboard."""
         with self.lock:
             trial.asked.set_user_attr("starts", 0)
             if trial.curve:
@@ -163,8 +163,8 @@ class Search:
                 trial.asked.report(val_loss, step)
 
     def tell(self, trial: Trial, reason: str | None = None) -> None:
-        """Note how a trial ended: with the last loss of its curve, or failed for a reason. It is
-        free then. What can't be promoted loses its checkpoint, which is as large as its model."""
+        """Record how a trial ended, with the last loss of its curve or failed for a reason, and
+        release it. Trials that can't be promoted lose their checkpoints, which take much disk."""
         with self.lock:
             for name in ("step", "seconds", "curve"):
                 trial.asked.set_user_attr(name, getattr(trial, name))
@@ -176,7 +176,7 @@ class Search:
                 self._remove_losers(trial.k)
 
     def _remove_losers(self, k: int) -> None:
-        """Remove the checkpoints of trials that are not among phase k's best, and never will be."""
+        """Remove the checkpoints of trials that can no longer be among phase k's best."""
         best = self.complete(k)[: self.phases[k + 1].trials]
         for trial in self.finished(k):
             if trial not in best:

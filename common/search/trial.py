@@ -17,12 +17,12 @@ from common.search.phases import Phase
 
 
 class TrialFailed(Exception):
-    """A trial can't be trained further. Its text is the reason."""
+    """A trial can't be trained further. The message is the reason."""
 
 
 @dataclass
 class Trial:
-    """A trial that this process has taken, to train it up to the end of a phase."""
+    """A trial that this process has taken and trains to the end of a phase."""
 
     k: int  # which phase, counted from 0
     number: int  # counted from 0, the same in all phases
@@ -30,9 +30,9 @@ class Trial:
     phase: Phase
     folder: Path
     lock: FileLock | None
-    asked: optuna.Trial | None  # Optuna's own, which notes what becomes of it
-    step: int = 0  # steps trained, in all phases,
-    seconds: float = 0.0  # and how long they took
+    asked: optuna.Trial | None  # Optuna's own trial, which records the result
+    step: int = 0  # steps trained, in all phases
+    seconds: float = 0.0  # how long these steps took
     curve: list[tuple] = field(default_factory=list)  # of (step, seconds, validation loss)
 
     def save(self, model, optimizer, scaler, batches, device: torch.device) -> None:
@@ -43,8 +43,8 @@ class Trial:
         checkpoint.save(self.folder, texts, model, optimizer, 1, Ranks(device))
 
     def restore(self, model, optimizer, scaler, batches, device: torch.device) -> None:
-        """Resume from its checkpoint, if there is one. One that is damaged, or that another search
-        left, is removed: the trial starts again."""
+        """Resume from its checkpoint, if there is one. A checkpoint that is damaged, or left by
+        another search, is removed: the trial starts over."""
         folder = self.folder / "checkpoints"
         with contextlib.suppress(UserError):  # newest has printed what is damaged
             path = checkpoint.newest(folder)

@@ -1,5 +1,5 @@
 """Documents, one after the other, from a source of any size: a dataset on the Hub, a file, or a
-folder of files of one kind. Memory holds a few of them at a time, never a file."""
+folder of files of one kind. Memory holds a few documents at a time, never a whole file."""
 
 import io
 import itertools
@@ -24,26 +24,26 @@ HUB = {  # name → (dataset on the Hub, revision, its Parquet files)
 HUB_ERRORS = (HfHubHTTPError, *HfHubHTTPError.__bases__, OSError)
 KINDS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 CODECS = {".gz": "gzip", ".zst": "zstd"}
-MAX_CHARACTERS = 2**23  # in a document: a longer one is a mistake, or an attack
+MAX_CHARACTERS = 2**23  # in a document: a longer one is a mistake or an attack
 ROWS = 16  # documents in a batch
 PIECE = 2**17  # characters of a text file in a batch
 LONG_GAP = 500_000  # characters of white space: GPT-2's pattern overflows its stack on more
-# Up to the last place where a cut leaves the tokens of both sides as they are: GPT-2's pattern
-# always begins a new match at white space that something else follows.
+# Up to the last place where a cut does not change the tokens on either side: GPT-2's pattern always
+# begins a new match at a white-space character before something else.
 UP_TO_A_CUT = re.compile(r".+(?=[ \t\r\n]\S)", re.DOTALL)
 
 
 def find_files(source: str, leave_out: Path) -> dict[str, int]:
-    """The files of a source, paths or hf://…, in the order in which they are read, with their sizes
-    in bytes: of one of HUB, a file, or a folder with the folders in it, except leave_out. Prints
-    how many it skips. Raises UserError unless all are of one kind that is known."""
+    """The files of a source, paths or hf://…, in reading order, with their sizes in bytes. A source
+    is one of HUB, a file, or a folder with its subfolders, except leave_out. Prints how many files
+    it skips. Raises UserError unless all others are of one known kind."""
     if source in HUB:
         return _files_on_the_hub(source)
     path = Path(source).expanduser()
     found = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
     found = [file for file in found if leave_out.resolve() not in file.resolve().parents]
     kinds = {file: _kind(file) for file in found if _kind(file)}
-    if len(set(kinds.values())) > 1:  # a README.md describes the data beside it
+    if len(set(kinds.values())) > 1:  # a README.md beside the data only describes it
         kinds = {file: kind for file, kind in kinds.items() if file.suffix.lower() != ".md"}
     if len(set(kinds.values())) != 1:
         several = " and ".join(sorted(set(kinds.values()))) or "no"
@@ -56,7 +56,7 @@ def find_files(source: str, leave_out: Path) -> dict[str, int]:
 
 
 def _files_on_the_hub(source: str) -> dict[str, int]:
-    """At the newest commit, which their addresses name: a resumed run reads the same."""
+    """The files at the newest commit, which is in their names: a resumed run reads the same."""
     dataset, revision, pattern = HUB[source]
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
@@ -82,27 +82,27 @@ class Position:
     inside: int = 0  # pieces, lines or rows read of that file
     documents: int = 0
     empty: int = 0  # documents without text, skipped
-    bytes: int = 0  # about
+    bytes: int = 0  # approximate
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some texts that follow one another."""
+    """Consecutive texts."""
 
     texts: list[str]
-    first: int  # which document of the source the first is; of a single text, which piece
-    begins: bool  # each text begins a document; if not, the one text continues the one before
+    first: int  # the number of the first document; if the source is a single text, of the piece
+    begins: bool  # each text begins a document; if False, the only text continues the one before
     end: Position  # after these texts
 
 
 def read(files: dict[str, int], start: Position, field: str, piece: int = PIECE) -> Iterator[Batch]:
-    """The documents of files of one kind, in order, from a position on: of JSON lines or Parquet,
-    what is in `field`. A text file is one document, in pieces of about `piece` characters.
+    """The documents of files of one kind, in order, from a position on. In JSON lines and Parquet,
+    a document is in `field`. A text file is one document, in pieces of about `piece` characters.
 
-    Raises UserError, naming the file, for what can't be read: a damaged file, text that is not
-    UTF-8, a field that does not exist, a document of more than MAX_CHARACTERS.
+    Raises UserError with the file's name for a damaged file, text that is not UTF-8, a missing
+    field, or a document of more than MAX_CHARACTERS.
     """
-    import pyarrow  # not at the top: it may be missing, which `require` says in one line
+    import pyarrow  # not at the top: if it is missing, `require` says so in one line
 
     kind, documents, empty = _kind(Path(next(iter(files)))), start.documents, start.empty
     is_text, one_text = kind == "text", kind == "text" and len(files) == 1
@@ -165,7 +165,7 @@ def _json_lines(file, field: str) -> Iterator:
 def _parquet_rows(stream, field: str) -> Iterator:
     from pyarrow.parquet import ParquetFile
 
-    if not stream.seekable():  # it is compressed, and Parquet is read from its end
+    if not stream.seekable():  # compressed; but a Parquet file is read from its end
         packed, stream = stream, tempfile.TemporaryFile()
         shutil.copyfileobj(packed, stream)
     # Page by page: a row group, or a column of one, may be larger than memory.
@@ -180,10 +180,10 @@ READERS = {"text": _pieces, "json": _json_lines, "parquet": _parquet_rows}
 
 
 def without_long_gaps(text: str) -> list[str]:
-    """The text, cut before the last character of each gap of LONG_GAP: its tokens stay the same."""
+    """The text, cut before the last character of each long gap; the tokens stay the same."""
     if len(text) < LONG_GAP:
         return [text]
-    # Without the four characters that Python takes for white space and the pattern does not.
+    # Except the four characters that are white space in Python but not in GPT-2's pattern.
     gaps = [gap.span() for gap in re.finditer(r"[^\S\x1c-\x1f]+", text)]
     cuts = [end - 1 for start, end in gaps if end - start >= LONG_GAP]
     return [text[a:b] for a, b in itertools.pairwise((0, *cuts, len(text)))]

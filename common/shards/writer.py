@@ -1,5 +1,5 @@
-"""Shards on their way to the disk: an interrupted run can be resumed, and ends with the same bytes
-as one that was not interrupted."""
+"""Write shards to the disk. An interrupted run can be resumed, and ends with the same bytes as one
+that was not interrupted."""
 
 import os
 import re
@@ -21,23 +21,23 @@ from common.tokenizer import VOCAB_SIZE
 NAME = re.compile(r"(train|val)_\d{6}\.npy")
 OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
 HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
-SECONDS_BETWEEN_SAVES = 10  # of the progress: the work that a kill loses
+SECONDS_BETWEEN_SAVES = 10  # of the progress; a kill loses the work since the last save
 
 
 class Shards:
     """The shards of both splits while they are written into a folder.
 
-    progress.json holds the position in the source and the number of ids of each split, which say
-    which shard each split is in. It is saved every few seconds, after the shards; resuming cuts off
-    what was written later. A shard's header promises a whole shard: NumPy refuses a part of one.
+    progress.json holds the position in the source and each split's number of ids, which tells the
+    shard that the split is in. It is saved every few seconds, after the shards; resuming cuts off
+    what was written later. A shard's header declares a full shard, so NumPy rejects a partial one.
     """
 
     def __init__(self, folder: Path, made_from: dict):
         """Resumes what was begun in the folder. Raises UserError if the folder holds other files,
-        or shards made from something else, and if another process writes into it."""
+        or shards made from something else, or if another process writes into it."""
         self.folder, self.made_from, self.limit = folder, made_from, made_from["shard_tokens"]
         self.position, self.tokens = Position(), Counter(train=0, val=0)
-        self.files, self.saved = {}, 0.0  # of each split, the shard it is in; when saved
+        self.files, self.saved = {}, 0.0  # the open shard of each split; the time of the last save
         self.meta, self.note = folder / "meta.json", folder / "progress.json"
         self.complete = self.meta.exists()
         found = self.meta if self.complete else self.note
@@ -67,11 +67,11 @@ class Shards:
                 self._open(split)
 
     def _path(self, split: str, k: int) -> Path:
-        """Of a split's k-th shard. Those to train on are numbered from 1."""
+        """The path of a split's k-th shard. Training shards are numbered from 1."""
         return self.folder / f"{split}_{k + (split == 'train'):06d}.npy"
 
     def _open(self, split: str) -> None:
-        """Open the shard that a split is in, and cut off what the progress does not count."""
+        """Open the shard that a split is in, and cut off what was written after the last save."""
         k, count = divmod(self.tokens[split], self.limit)
         file = self.files[split] = self._path(split, k).open("r+b" if count else "w+b")
         write_array_header_1_0(file, HEADER | {"shape": (self.limit,)})
@@ -82,7 +82,7 @@ class Shards:
         file.seek(end)
 
     def append(self, batch: Batch, ids: dict[str, np.ndarray]) -> None:
-        """Write a batch's ids, uint16 (N,) of each split, and save the progress if it is time."""
+        """Write a batch's ids, uint16 (N,) for each split, and save the progress if it is time."""
         # Without --val-fraction the first shard is for validation.
         room = 0 if self.made_from["val_fraction"] else self.limit - self.tokens["val"]
         self._write("val", ids["val"])
@@ -93,7 +93,7 @@ class Shards:
             self.save()
 
     def _write(self, split: str, ids: np.ndarray) -> None:
-        """Write ids (N,) uint16, into as many shards as it takes."""
+        """Write ids (N,) uint16 into as many shards as needed."""
         while len(ids):
             if split not in self.files:
                 self._open(split)
@@ -115,15 +115,15 @@ class Shards:
         self.saved = time.monotonic()
 
     def finish(self) -> None:
-        """Complete the last shards and write meta.json. Raises UserError, and leaves nothing, if
-        one of the two splits is empty."""
+        """Complete the last shards and write meta.json. If one of the two splits is empty, raises
+        UserError and leaves nothing."""
         documents, tokens = self.position.documents, self.tokens.total()
         if 0 in self.tokens.values():
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name):
                     path.unlink()
             what = f"{documents:,} documents, {tokens:,} tokens, leave one of train and val empty"
-            hint = f"a --shard-tokens below {tokens} or a --val-fraction nearer to 0.5"
+            hint = f"a --shard-tokens below {tokens} or a --val-fraction closer to 0.5"
             raise UserError(f"{what}: give more text, {hint}")
         for split, file in self.files.items():  # the last shard of a split is shorter
             file.seek(0)
@@ -149,6 +149,6 @@ def verify(folder: Path) -> None:
     meta = read_json(folder / "meta.json")
     for shard in tqdm(meta["shards"], disable=None):
         if described(folder / shard["name"]) != shard:
-            raise UserError(f"{folder / shard['name']} is not what was written: make it again")
+            raise UserError(f"{folder / shard['name']} is not what was written: tokenize again")
     n_tokens = sum(shard["tokens"] for shard in meta["shards"])
     print(f"{folder}: {len(meta['shards'])} shards, {n_tokens:,} tokens, as written")

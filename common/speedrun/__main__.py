@@ -4,11 +4,11 @@
     python -m common.speedrun --budget work   # for another machine
     python -m common.speedrun --text nanogpt  # to compare with nanoGPT's README
 
-Text and split are fixed. Five minutes of wall time (of CPU time, for the imports) hold everything:
-tokens, compilation, training by stage 6's loop, validation, export. The learning rate falls with
-the time that is left. You will see every 50th step, and the bits per byte of a play that the model
-never saw. Machines compare better by work: training time × the FLOP/s of the fastest matrix
-product.
+Text and split are fixed. Five minutes of wall time (for the imports, CPU time) include everything:
+tokenization, compilation, training by stage 6's loop, validation, export. The learning rate decays
+with the time left. The script prints every 50th step, and the bits per byte of a play that the
+model never saw. Different machines compare better by work: training time × the FLOP/s of the
+fastest matrix product.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
 SECONDS = 300.0
-WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 have for training in that time
+WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 can train in that time
 RESERVE = 15.0  # seconds for validation and export
-WARMUP, END = 200, 10_000  # the schedule's steps, by time: 2 % of it is warm-up
-# The laptop's recipe, but for its length and its evaluations: the last row of docs/records.md.
+WARMUP, END = 200, 10_000  # the schedule's steps, as shares of the time: 2 % are warm-up
+# The laptop recipe without its length and evaluations: the last row of docs/records.md.
 CHANGES = ("model", "vocab_size", "block_size", "batch_size", "total_batch_tokens", "lr",
            "lr_floor", "weight_decay", "optimizer")  # fmt: skip
 RECIPE = {name: RECIPES["laptop"][name] for name in CHANGES}
@@ -48,14 +48,14 @@ RECIPE = {name: RECIPES["laptop"][name] for name in CHANGES}
 @dataclass
 class Options:
     budget: Literal["time", "work"] = "time"  # five minutes, or the same FLOPs on any machine
-    text: Literal["nine-plays", "nanogpt"] = "nine-plays"  # hold out a play; or the last tenth
+    text: Literal["nine-plays", "nanogpt"] = "nine-plays"  # validate on a play; or the last tenth
     seed: int = 1337  # draw other weights and batches
-    out: str = "runs/speedrun"  # write to a folder in this one
+    out: str = "runs/speedrun"  # write to a subfolder of this folder
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
 class SparseLog(RunLog):
-    """Prints every 50th step. All are written."""
+    """Prints every 50th step, and writes all."""
 
     def row(self, step: int, **values) -> None:
         if step % 50 == 0:
@@ -65,7 +65,7 @@ class SparseLog(RunLog):
 
 
 def split_text(name: str) -> tuple[str, str]:
-    """The text to train on, and the text to predict."""
+    """The training text and the validation text."""
     if name == "nanogpt":
         text = read_corpus("tinyshakespeare").text
         n = int(len(text) * 0.9)
@@ -82,8 +82,8 @@ def ids_of(text: str, title: str, vocab_size: int) -> torch.Tensor:
 
 
 def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: float) -> int:
-    """Stage 6's loop, but for this many seconds: the learning rate follows the time. Returns the
-    steps taken."""
+    """Stage 6's loop, for this many seconds. The learning rate follows the time. Returns the number
+    of steps."""
     device, step = next(model.parameters()).device, 0
     groups = parameter_groups(model, plan.weight_decay)
     optimizer = adamw(groups, plan.lr, plan.betas)
@@ -137,7 +137,7 @@ def main(options: Options) -> None:
         seconds = WORK / peak
     if seconds <= 0:
         raise UserError(
-            f"no time is left of {SECONDS:.0f} s after {used:.0f} s of preparation: "
+            f"no time is left of the {SECONDS:.0f} s after {used:.0f} s of preparation: "
             "run it again, with the compiled code cached, or give --budget work"
         )
     print(f"peak {peak / 1e12:.2f} TFLOP/s; {seconds:.0f} s to train")
@@ -160,10 +160,10 @@ def main(options: Options) -> None:
     }  # fmt: skip
     write_json(folder / "result.json", result)
     print(f"{took:.0f} s in all, {seconds:.0f} s of training: {seconds * peak:.2e} FLOPs at the "
-          f"peak, of which it reached {result['mfu']:.0%}")  # fmt: skip
+          f"peak; MFU {result['mfu']:.0%}")  # fmt: skip
     print(f"{steps} steps of {B * T:,} tokens, {steps * B * T / len(tokens):.1f} epochs")
     if options.budget == "time" and took > SECONDS:
-        print(f"more than {SECONDS:.0f} s: it does not count as a record")
+        print(f"more than {SECONDS:.0f} s: this does not count as a record")
     print("{bits_per_byte:.4f} bits/byte, {nats_per_character:.4f} nats/character".format(**result))
 
 
