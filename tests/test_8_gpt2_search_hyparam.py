@@ -360,7 +360,7 @@ def test_an_error_of_ours_keeps_its_traceback(text_file, monkeypatch):
         "--batch-size is 0": "--batch-size 4 0",
         "a width of 96": "--n-embd 96",
         "a width of 64 and 5 heads": "--n-embd 64 --n-head 5",
-        "the space has 2: widen it": "--phases 3x4 --lr 1 2 --batch-size 2 --block-size 16 "
+        "the space has 2: widen the space": "--phases 3x4 --lr 1 2 --batch-size 2 --block-size 16 "
         "--n-embd 64 --n-layer 1",
         "--lr has no value": "--lr --n-embd 64",
         "--eval-tokens is 0": "--eval-tokens 0",
