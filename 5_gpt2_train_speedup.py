@@ -10,10 +10,10 @@ median time of a training step, its spread (half the range), the speed-up, peak 
 first loss is from rung 0's, and the validation loss after the last step. MFU is relative to the
 fastest matrix product that this machine does in that precision; papers divide by the data sheet's
 peak instead. A rung is skipped, with the reason, if this machine lacks it or memory does not hold
-it; the attention kernel, also if it is slower here. Then comes Hugging Face's model, with the same
-autocast, compilation and optimizer but its own attention, vocabulary and residual stream; on Linux
-CPUs it runs again in a new process, without our settings of glibc's allocator (HF untuned). Rung 0
-is measured again at the end: its change (drift) shows how steady the machine was.
+it; the attention kernel is also skipped if it is slower here. Then comes Hugging Face's model, with
+the same autocast, compilation and optimizer but its own attention, vocabulary and residual stream;
+on Linux CPUs it runs again in a new process, without our settings of glibc's allocator (HF
+untuned). Rung 0 is measured again at the end: its change (drift) shows how steady the machine was.
 """
 
 import sys

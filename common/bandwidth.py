@@ -149,8 +149,9 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
 
 
 def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
-    """Measure transformers' `generate` with the model's weights: in fp32; in 16 bits where they are
-    native; and compiled. On NVIDIA's GPUs `generate` itself compiles, with CUDA graphs."""
+    """Measure transformers' `generate` with the model's weights: in fp32, in 16 bits where they are
+    native, and compiled, with the fewest bits of these. On NVIDIA's GPUs `generate` itself
+    compiles, with CUDA graphs."""
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     native = autocast_dtype(ids.device)
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", native)):

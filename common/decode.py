@@ -61,8 +61,8 @@ class Decoder(nn.Module):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def forward(self, ids, positions, noise):
-        """The next ids (B, 1), after the tokens ids (B, T) at positions (T,), sampled with noise
-        (B, k)."""
+        """Read the tokens ids (B, T) at positions (T,). Returns the next ids (B, 1), sampled with
+        noise (B, k)."""
         logits = read(self.model, ids, positions, self.caches)
         return sample(logits, noise, self.temperature, self.top_k, self.top_p)
 

@@ -16,7 +16,7 @@ from common.model import GPTConfig
 
 WARMUP_STEPS = 2  # not timed: the first step may compile
 MAX_LOSS_DIFFERENCE = 0.02  # nats, at the first step; bf16 stores 7 bits of mantissa
-MAX_DRIFT = 0.15  # the first rung's time may change by this share until the end
+MAX_DRIFT = 0.15  # the share by which the first rung's time may differ at the end
 
 
 @dataclass

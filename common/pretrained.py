@@ -117,7 +117,7 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
         raise UserError(f"{name_or_dir} is a run: give its hf/, written when the run ends, "
                         "or export a checkpoint: python -m common.run.export")  # fmt: skip
     given = GPT2Config().to_dict() | {"model_type": None} | given
-    if given["n_inner"] == 4 * given["n_embd"]:
+    if given["n_inner"] and given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default
     for field, value in SUPPORTED.items():
         if given[field] != value:
@@ -131,7 +131,7 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     size = config.vocab_size
     if size < VOCAB_SIZE:
         tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
-        if tokenizer["model"]["vocab"] != token_ids(size):
+        if tokenizer.get("model", {}).get("vocab") != token_ids(size):
             raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
                             "model with GPT-2's vocabulary")  # fmt: skip
     return config

@@ -28,7 +28,7 @@ class RowLinear(nn.Module):
         return weight.to(self.dtype)
 
     def dense(self) -> torch.Tensor:
-        """The weights (out, in), in any dtype."""
+        """The weights (out, in), in the dtype they are stored in."""
         return self.weight
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Int8Linear(RowLinear):
         return words.view(torch.float32)  # the same bits: floats load faster than integers
 
     def bytes(self) -> list[torch.Tensor]:
-        """Four parts of the weights, float (out, in / 4), still with + 128 and × 2^8 etc."""
+        """Four parts of the weights, float (out, in / 4), as stored: + 128, × 2^8 and so on."""
         words = self.weight.view(torch.int32)
         return [(words & mask).float() for mask in (0xFF, 0xFF00, 0xFF0000, -(1 << 24))]
 

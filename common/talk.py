@@ -60,7 +60,7 @@ class Voice:
 
 
 def converse(voice: Voice, seed: int, text: str) -> None:
-    """Continue what is typed, a line at a time. Each line is appended to text and all after it."""
+    """Read a line, append it to text, let the model continue that, and so on until Ctrl-D."""
     print("type a line; Ctrl-C ends an answer, Ctrl-D the session")
     print(text, end="")
     while True:

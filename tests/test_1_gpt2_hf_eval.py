@@ -461,7 +461,7 @@ def test_wrong_sizes_are_one_line(refused, folder, text_file):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("", "config.json is damaged: it is not JSON"), ("{}", "has model_type None, not gpt2"),
+    ("", "config.json is damaged: it holds no JSON"), ("{}", "has model_type None, not gpt2"),
 ])  # fmt: skip
 def test_a_file_that_is_no_config_is_one_line(refused, folder, text_file, content, words):
     (folder / "config.json").write_text(content)

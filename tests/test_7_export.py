@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, finished_run
+from test_7_checkpoint import write
 from transformers import AutoModelForCausalLM
 
 from common.kit.cli import run
@@ -98,6 +99,8 @@ def test_what_can_not_be_exported_is_one_line(copy, call):
     Path("empty").mkdir()
     refused("empty has no checkpoint: give a run of stage 7", "empty", "new")
     refused("not an empty folder", "run", "run")
+    write(Path("trial/checkpoints"), 10)  # its options are not stage 7's
+    refused("is no checkpoint of stage 7", "trial", "new")
     (NEWEST / "model.safetensors").write_bytes(b"")
     refused("model.safetensors is not what was written", str(NEWEST), "new")
     code, stdout, _ = call("run", "new")

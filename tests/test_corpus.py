@@ -71,6 +71,27 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(server, answer, words)
     assert "\n" not in str(error.value) and not download.DATA_DIR.exists()
 
 
+def test_four_downloads_at_once(server, tmp_path):
+    """By processes, of which each has the whole file, and leaves nothing beside it."""
+    code = (
+        "import sys; from pathlib import Path; from common.kit import corpus, download;"
+        "corpus.TINY_SHAKESPEARE_URL, corpus.TINY_SHAKESPEARE_SHA256 = sys.argv[1:3];"
+        "download.DATA_DIR = Path(sys.argv[3]);"
+        "print(len(corpus.read_corpus('tinyshakespeare').text))"
+    )
+    said = (corpus.TINY_SHAKESPEARE_URL, corpus.TINY_SHAKESPEARE_SHA256, str(download.DATA_DIR))
+    how = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
+    four = [subprocess.Popen([sys.executable, "-c", code, *said], **how) for _ in range(4)]
+    assert [process.communicate()[0] for process in four] == ["122000\n"] * 4
+    assert [p.name for p in download.DATA_DIR.iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_a_data_folder_that_is_not_to_be_written(server):
+    download.DATA_DIR.symlink_to("nowhere")
+    with pytest.raises(UserError, match="can't be written: .*--data plays"):
+        read_corpus("tinyshakespeare")
+
+
 def test_a_server_without_the_file_means_the_rendering(server):
     server.answer = (503, 0, b"")
     assert "503" in read_corpus("tinyshakespeare").source

@@ -81,7 +81,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return full or isinstance(error, torch.OutOfMemoryError)
 
 
-# Options have one name everywhere: what to give, how to test it, and the options it applies to.
+# What to give, how to test it, and for which options, whose names mean the same in all scripts.
 LIMITS = {
     "1 or more": (lambda value: value >= 1, """batch_size block_size steps total_batch_tokens
         stop_at eval_every checkpoint_every keep samples max_new_tokens top_k stride

@@ -140,11 +140,11 @@ def _render(markdown: str) -> str:
     for before, block in itertools.pairwise(re.split(r"\n\s*\n", markdown)):
         block = re.sub(r"_*\[.*?\]_*|^\*[^*]*\*\s*$", "", block, flags=re.DOTALL | re.MULTILINE)
         lines = [line.strip() for line in block.splitlines() if line.strip()]
-        if not lines or lines[0][0] in "#_":  # _Exit_; _[Aside]_ and *Sound a horn.* are gone
+        if not lines or lines[0][0] in "#_":  # headings and _Exit_; [Aside] is gone already
             continue
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
         if speaker:
             speeches.append([f"{speaker[1]}:", *lines[1:]])
-        elif speeches and before[:1] != "#":  # text below a heading belongs to the heading
+        elif speeches and before[:1] != "#":  # below a heading is more of it: "Two Sentinels."
             speeches[-1] += lines
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"

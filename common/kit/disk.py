@@ -59,14 +59,18 @@ def lock(path: Path, wait: bool = False) -> FileLock | None:
     return held
 
 
-def read_json(path: Path):
-    """The value in a JSON file. Raises UserError if it is missing or not JSON."""
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError if there is none, OSError if the file can't be
+    read."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except ValueError:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is damaged: it is not JSON") from None
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no JSON object")
+    return found
 
 
 def write_json(path: Path, value) -> None:
@@ -74,12 +78,8 @@ def write_json(path: Path, value) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
+    partial.write_text(text)
     sync(partial)
     os.replace(partial, path)
 

@@ -1,12 +1,12 @@
 """Download a file once: it is complete and as expected, or absent."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import requests
 
 from common.kit.cli import UserError
-from common.kit.disk import write_bytes
 
 DATA_DIR = Path(__file__).parents[2] / "data"
 
@@ -14,23 +14,31 @@ DATA_DIR = Path(__file__).parents[2] / "data"
 def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     """The bytes of the file at url, which is kept in DATA_DIR under this name.
 
-    Raises UserError if their SHA-256 is not the expected one, and requests.RequestException if
-    nothing arrived. `instead` tells the user what else to do.
+    Raises UserError if their SHA-256 is not the expected one, or if DATA_DIR can't be written to;
+    requests.RequestException if nothing arrived. `instead` tells the user what else to do.
     """
-    path, hint = DATA_DIR / name, "delete it to download it again"
-    is_new = not path.exists()
-    if is_new:
-        response = requests.get(url, timeout=(5, 30))
-        response.raise_for_status()
-        hint = f"try again, or {instead}"
-    data = response.content if is_new else path.read_bytes()
+    path = DATA_DIR / name
+    if path.exists():
+        return checked(path.read_bytes(), sha256, str(path), "delete it to download it again")
+    response = requests.get(url, timeout=(5, 30))
+    response.raise_for_status()
+    what = f"the download of {name}"
+    data = checked(response.content, sha256, what, f"try again, or {instead}")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may download at once
+    try:
+        DATA_DIR.mkdir(exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{DATA_DIR} can't be written: {error.strerror}; {instead}") from None
+    return data
+
+
+def checked(data: bytes, sha256: str, what: str, hint: str) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
-        raise UserError(f"{path} has {len(data):,} bytes of sha256 {found[:12]}…, not "
-                        f"{sha256[:12]}…: {hint}")  # fmt: skip
-    if is_new:
-        DATA_DIR.mkdir(exist_ok=True)
-        write_bytes(path, data)
+        is_not = f"{len(data):,} bytes of sha256 {found[:12]}…, not {sha256[:12]}…"
+        raise UserError(f"{what} has {is_not}: {hint}")
     return data
 
 

@@ -126,7 +126,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def why_damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None if it is complete. Raises OSError if
-    it can't be read at all, which does not mean that it is damaged."""
+    one of its files may not be read, which does not mean that it is damaged."""
     try:
         sums = read_json(path / "manifest.json")
         expected = [f"{name}.safetensors" for name in TENSORS] + [f"{name}.json" for name in TEXTS]

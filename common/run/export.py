@@ -64,6 +64,8 @@ def main(options: Options) -> None:
         raise UserError(f"{path} is damaged: {reason}")
     check_new_folder(options.folder)
     texts = checkpoint.read(path)
+    if not {"recipe", "data", "total_batch_tokens"} <= texts["config"].keys():
+        raise UserError(f"{path} is no checkpoint of stage 7: give one of its runs")
     told = facts(path.absolute().parents[1], texts["config"], texts["state"]["step"])
     from common.pretrained import to_hugging_face  # transformers takes seconds to import
 

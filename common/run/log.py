@@ -9,9 +9,9 @@ from common.kit.track import TrackedLog
 
 
 class LongRunLog(TrackedLog):
-    """A run that is resumed at step `first` keeps the rows of earlier steps and drops later ones.
-    Without a folder, as on ranks other than 0, nothing is written. peak_tokens_per_s is the
-    throughput at 100 % MFU."""
+    """A run of `steps` steps that is resumed at step `first` keeps the rows of earlier steps and
+    drops later ones. Without a folder, as on ranks other than 0, nothing is written.
+    peak_tokens_per_s is the throughput at 100 % MFU."""
 
     def __init__(self, folder: Path | None, columns, steps: int, panels, options,
                  first: int, peak_tokens_per_s: float):  # fmt: skip

@@ -75,7 +75,7 @@ def read_recipe(name: str, options_class: type) -> dict:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        found = tomllib.loads(Path(name).read_text())
+        found = tomllib.loads(Path(name).read_bytes().decode())
     except (OSError, ValueError) as error:
         names = ", ".join(RECIPES)
         raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None

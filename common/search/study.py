@@ -22,7 +22,7 @@ from common.search.phases import Phase, distributions, largest, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
 
-MAX_DEATHS = 3  # in a row of processes that trained a trial; then it has failed
+MAX_DEATHS = 3  # processes in a row that die of training a trial, before it counts as failed
 
 
 def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> "Search":

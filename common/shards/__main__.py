@@ -47,8 +47,8 @@ class Options:
 
 
 def tokenize(batch: Batch, val_fraction: float) -> dict[str, np.ndarray]:
-    """The ids of a batch's training and validation documents, uint16 (N,) each. One document in
-    every 1 / val_fraction is for validation."""
+    """The ids of a batch's training and validation documents, uint16 (N,) each. A document
+    is for validation if its number passes a multiple of 1 / val_fraction."""
     tokenizer = gpt2_tokenizer()
     ids = {"train": [[]], "val": [[]]}
     for n, text in enumerate(batch.texts, batch.first):

@@ -52,7 +52,7 @@ class Shards:
 
     def _resume(self, saved: dict) -> None:
         for name, value in self.made_from.items():
-            if (found := saved["made_from"].get(name)) != value:
+            if (found := saved.get("made_from", {}).get(name)) != value:
                 found = f"begun with another {name}, {found!r:.60}"
                 raise UserError(f"{self.folder} was {found}: give another --out")
         if self.complete:
@@ -147,6 +147,8 @@ def described(path: Path) -> dict:
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
     meta = read_json(folder / "meta.json")
+    if "shards" not in meta:
+        raise UserError(f"{folder}/meta.json lists no shards: give a folder of common.shards")
     for shard in tqdm(meta["shards"], disable=None):
         if described(folder / shard["name"]) != shard:
             raise UserError(f"{folder / shard['name']} is not what was written: tokenize again")
