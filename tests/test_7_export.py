@@ -99,6 +99,7 @@ def test_what_can_not_be_exported_is_one_line(copy, call):
     Path("empty").mkdir()
     refused("empty has no checkpoint: give a run of stage 7", "empty", "new")
     refused("not an empty folder", "run", "run")
+    Path("trial").mkdir()
     write(Path("trial/checkpoints"), 10)  # its options are not stage 7's
     refused("is no checkpoint of stage 7", "trial", "new")
     (NEWEST / "model.safetensors").write_bytes(b"")
