@@ -100,7 +100,8 @@ def main(options: Options) -> None:
     with torch.no_grad():
         check_causality(model, idx)
         logits, loss = model(idx, torch.randint(config.vocab_size, (B, T), device=device))
-    # Logits drawn from a normal distribution of variance σ² cost σ²/2 nats more than equal ones.
+    # Logits drawn from a normal distribution of variance σ² cost σ²/2 nats more than equal ones, on
+    # average. The rest is the luck of the random targets.
     guess = math.log(config.vocab_size)
     print(f"the loss of the untrained model: {loss:.4f}")
     print(f"  the loss of a guess, ln({config.vocab_size}):    {guess:.4f}")
@@ -113,5 +114,5 @@ if __name__ == "__main__":
 # To try:
 #   python 0_gpt2_model.py --model gpt2-xl
 #   python 0_gpt2_model.py --model gpt-nano --batch-size 1 --block-size 1024
-#   python 0_gpt2_model.py --block-size 1025     # what does the model say?
+#   python 0_gpt2_model.py --block-size 1025     # what happens?
 #   python -m exercises 01 02    # yours to fill in: causal_attention, block

@@ -80,7 +80,7 @@ def compare(model, reference, ids: torch.Tensor) -> None:
         ours, theirs = model(ids[None])[0], reference(ids[None]).logits
     difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     print(f"logits of {len(ids)} tokens: the largest difference from Hugging Face's is")
-    print(f"  {difference:.1e}, {difference / largest:.1e} of the largest logit, {largest:.2f}")
+    print(f"  {difference:.1e}, or {difference / largest:.1e} of the largest logit ({largest:.2f})")
     if difference > 1e-5 * largest:
         raise AssertionError("the two models differ by more than fp32 rounding")
 

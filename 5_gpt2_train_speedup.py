@@ -2,18 +2,19 @@
 
 New here: common/speed.py (what makes a step faster) and common/ladder.py (the table).
 
-    python 5_gpt2_train_speedup.py      # GPT-2 124M, 3 minutes on two CPU cores
+    python 5_gpt2_train_speedup.py     # GPT-2 124M, 3 minutes on two CPU cores
     python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22
 
 The second command is for a GPU. You will see one row per rung, each on top of the ones before: the
 median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
-first loss is from rung 0's, and the validation loss after the last step. MFU is relative to the
-fastest matrix product that this machine does in that precision; papers divide by the data sheet's
-peak instead. A rung is skipped, with the reason, if this machine lacks it or memory does not hold
-it; the attention kernel is also skipped if it is slower here. Then comes Hugging Face's model, with
-the same autocast, compilation and optimizer but its own attention, vocabulary and residual stream;
-on Linux CPUs it runs again in a new process, without our settings of glibc's allocator (HF
-untuned). Rung 0 is measured again at the end: its change (drift) shows how steady the machine was.
+first loss is from rung 0's, and the validation loss after the last step. MFU (model FLOPs
+utilization) is relative to the fastest matrix product that this machine does in that precision;
+papers divide by the data sheet's peak instead. A rung is skipped, with the reason, if this machine
+lacks it or memory does not hold it; the attention kernel is also skipped if it is slower here.
+
+Then comes Hugging Face's model, with the same autocast, compilation and optimizer but its own
+attention, vocabulary and residual stream; on Linux CPUs once more, without our settings of the
+memory allocator (HF untuned). Last comes rung 0 again: drift is how much its time has changed.
 """
 
 import sys
@@ -52,7 +53,7 @@ class Options:
     batch_size: int = 4  # B: put this many rows in a batch
     block_size: int = 128  # T: put this many tokens in a row
     eval_tokens: int = 1024  # evaluate on this many validation tokens
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these; each includes those below it
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these, and 0; they add up
     lr: float = 3e-4  # set the learning rate
     seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/5_speedup"  # write to this folder

@@ -83,7 +83,7 @@ def train(
     # new: biases and LayerNorms do not decay; AdamW has GPT-3's betas
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas)
-    # new, and not in GPT-3's paper: Muon learns more in the same time if weights decay more
+    # new, and not in GPT-3's paper: Muon, which learns more in the same time with more weight decay
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
@@ -91,7 +91,7 @@ def train(
     n_micro = options.total_batch_tokens // (options.batch_size * options.block_size)
     for step in range(options.steps):
         start = time.perf_counter()
-        # new: warm up while AdamW's moments are unreliable, then decay
+        # new: warm up while AdamW's running means (moments) are of few steps, then decay
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)  # on the device: no sync in each micro-batch

@@ -4,7 +4,7 @@ New here, in common/run/: ranks.py (many processes), checkpoint.py and resume.py
 and resume it). Skim the rest: recipes.py, batches.py, tokenfiles.py, signals.py, log.py, evals.py.
 The loop is still stage 6's.
 
-    python 7_gpt2_train_long_run.py              # --recipe laptop: 5 minutes on two CPU cores
+    python 7_gpt2_train_long_run.py              # 5 minutes on two CPU cores
     python 7_gpt2_train_long_run.py --resume     # after Ctrl-C or a crash
     torchrun --standalone --nproc_per_node=8 7_gpt2_train_long_run.py \\
         --recipe gpt3-125m --data FOLDER

@@ -77,15 +77,15 @@ class SearchLog:
     def val(self, trial: Trial, val_loss: float) -> None:
         self.search.alive(trial)
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
-        if trial.step == trial.phase.last:
-            ends[trial.number] = val_loss  # replaces its loss in the phase before
-        best = f"best {min(ends.values()):.4f}" if ends else f"{'':11}"
+        best = min((ends | {trial.number: val_loss}).values())
         phases = self.search.phases
         done = self.search.steps_done() + trial.step - trial.phase.first  # by all processes
         seconds_per_step = (time.perf_counter() - self.start) / (done - self.first)
         left = duration(seconds_per_step * (total_steps(phases) - done))
-        print(f"phase {trial.k + 1}/{len(phases)}  trial {trial.number:>3}  "
-              f"step {trial.step:>5}  loss {val_loss:.4f}  {best}  {left} left")  # fmt: skip
+        print(
+            f"phase {trial.k + 1}/{len(phases)}  trial {trial.number:>3}  "
+            f"step {trial.step:>5}  loss {val_loss:7.4f}  best {best:7.4f}  {left} left"
+        )
 
 
 def train(

@@ -3,7 +3,7 @@
 New here: common/decode.py (a KV cache), common/quantize.py (weights of 16 and 8 bits) and
 common/talk.py (streaming text). Read them in this order; common/bandwidth.py prints the table.
 
-    python 9_gpt2_generate_speedup.py      # the ladder: GPT-2 124M, 1.5 minutes on two CPU cores
+    python 9_gpt2_generate_speedup.py     # the ladder: 1.5 minutes on two cores
     python 9_gpt2_generate_speedup.py --model runs/7_long_run --prompt "ROMEO:"
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 

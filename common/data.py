@@ -96,6 +96,7 @@ class Batches:
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
+            # Keep this epoch's: a batch may take its end and the start of the next.
             self._orders = {e: o for e, o in self._orders.items() if e == self.epoch}
             self._orders[epoch] = self.starts(epoch)
         return self._orders[epoch]

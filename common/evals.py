@@ -22,6 +22,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
+        """The model is as unsure as by a guess among so many tokens."""
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property

@@ -1,12 +1,12 @@
 """GPT-2's initial weights: one matrix that reads and predicts tokens, and how each is drawn.
 
-| tensor                     | drawn from                | source                                |
-|----------------------------|---------------------------|---------------------------------------|
-| wte (and lm_head, tied)    | normal(0, 0.02)           | OpenAI's gpt-2/src/model.py           |
-| wpe                        | normal(0, 0.01)           | the same                              |
-| linear weights             | normal(0, 0.02)           | the same                              |
+| tensor                     | drawn from                   | source                             |
+|----------------------------|------------------------------|------------------------------------|
+| wte (and lm_head, tied)    | normal(0, 0.02)              | OpenAI's gpt-2/src/model.py        |
+| wpe                        | normal(0, 0.01)              | the same                           |
+| linear weights             | normal(0, 0.02)              | the same                           |
 | c_proj, into the residual  | normal(0, 0.02/√(2·n_layer)) | GPT-2 paper, section 2.3           |
-| biases; LayerNorm          | 0; weight 1, bias 0       | OpenAI's code                         |
+| biases; LayerNorm          | 0; weight 1, bias 0          | OpenAI's code                      |
 """
 
 import torch

@@ -87,6 +87,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x):
+        # x is the residual stream, to which a block adds twice.
         x = x + self.attn(self.ln_1(x))  # tokens exchange information
         return x + self.mlp(self.ln_2(x))  # each token processes what it has gathered
 
@@ -96,8 +97,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         parts = {
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),
-            "wpe": nn.Embedding(config.block_size, config.n_embd),
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),  # of tokens
+            "wpe": nn.Embedding(config.block_size, config.n_embd),  # of positions
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd),
         }
@@ -106,7 +107,8 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None):
         """Logits (B, T, vocab_size) for ids (B, T) int64, and with targets (B, T) the mean
-        cross-entropy in nats, else None. Raises UserError for ids that do not fit the model."""
+        cross-entropy in nats (natural logarithms), else None. Raises UserError for ids that do not
+        fit the model."""
         T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
         if not 0 < T <= limit:
             raise UserError(f"{T} tokens do not fit a block size of {limit}: shorten the sequence")

@@ -103,8 +103,9 @@ def check_plan(options, *factors: int) -> None:
     """Raises UserError if the warm-up is longer than the run, or if a batch is not a multiple of
     the B × T (× …) tokens that are computed at once."""
     if options.warmup_steps > options.steps:
-        found = f"{options.warmup_steps} of {options.steps} --steps"
-        raise UserError(f"--warmup-steps is {found}: give fewer")
+        warmup, steps = options.warmup_steps, options.steps
+        raise UserError(f"a warm-up of {warmup} steps is longer than --steps {steps}: give "
+                        f"--warmup-steps {steps} or fewer")  # fmt: skip
     tokens, at_once = options.total_batch_tokens, math.prod(factors)
     if tokens % at_once:
         product, fits = " × ".join(map(str, factors)), max(1, tokens // at_once) * at_once

@@ -20,7 +20,7 @@ from common.kit.device import quiet_compiler
 from common.kit.measure import timed
 from common.model import GPT, GPTConfig, causal_attention
 
-# SDPA's kernels except cuDNN's, which spends tens of ms on a plan for each new shape.
+# For scaled_dot_product_attention (SDPA): not cuDNN, whose plan for a new shape takes tens of ms.
 FOR_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -33,7 +33,7 @@ class Setting:
     attention: Callable = causal_attention
     vocab_multiple: int = 1
     compile: bool = False
-    fused: bool = False  # stage 5's AdamW; common/optim.py's always is
+    fused: bool = False  # stage 5's AdamW; stage 6's always is
     residual: bool = False  # the residual stream in autocast's dtype
 
     def names(self) -> dict[str, str]:

@@ -90,7 +90,7 @@ def main() -> None:
     layers = weights_of(model, ids)
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    titles = (("attends to the tokens just before", "on the last one", 1, 1),
+    titles = (("attends to itself and the tokens just before", "on the one before", 1, 1),
               ("attends to what followed the same word", "on it, where there is one", SHOWN - 1,
                SHOWN))  # fmt: skip
     labels = [WORDS[i] for i in ids]

@@ -12,7 +12,10 @@ from exercises.marking import NAMES, mark
 
 
 def main(numbers: list[str]) -> None:
-    numbers = {number.zfill(2) for number in numbers}
+    if {"-h", "--help"} & set(numbers):
+        print(__doc__)
+        return
+    numbers = {number.zfill(2)[:2] for number in numbers}  # 4, 04 or 04_top_k
     if unknown := numbers - {name[:2] for name in NAMES}:
         wanted = f"give some of 01 to {NAMES[-1][:2]}"
         print(f"error: there is no exercise {min(unknown)}: {wanted}", file=sys.stderr)

@@ -81,4 +81,5 @@ def crash(path: Path, error: Exception) -> str:
     if not lines and "NoneType" in str(error):
         return "None is returned: is a `return` missing?"
     where = f"in line {lines[-1]}" if lines else "where the check uses what is returned"
-    return f"{type(error).__name__} {where}: {' '.join(str(error).split())}"
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__} {where}: {' '.join(said.split())}"

@@ -119,15 +119,14 @@ def curves(folder: str | Path) -> dict:
 def test_a_search_as_a_user_makes_it(small):
     stdout, folder = small.stdout, small.folder
     assert "32 steps in 3 phases: 5x4,2x8,1x12" in stdout
-    line = (r"^phase (\d)/3  trial +(\d+)  step +(\d+)  loss ([\d.]+)  (?:best ([\d.]+)|  +)"
-            r"  .* left$")  # fmt: skip
+    line = r"^phase (\d)/3  trial +(\d+)  step +(\d+)  loss +([\d.]+)  best +([\d.]+)  .* left$"
     lines = re.findall(line, stdout, re.M)
     assert len(lines) == 2 * 5 + 2 * 2 + 2  # evaluations
     ends = {}  # by trial: the last value of a phase
     for phase, trial, step, loss, best in lines:
-        if int(step) == (4, 8, 12)[int(phase) - 1]:
-            ends[trial] = float(loss)
-        assert best == (f"{min(ends.values()):.4f}" if ends else "")
+        now = ends | {trial: float(loss)}
+        assert best == f"{min(now.values()):.4f}"
+        ends = now if int(step) == (4, 8, 12)[int(phase) - 1] else ends
     assert max(len(text) for text in stdout.splitlines() if text) <= 80
     found = curves(folder)
     assert sorted(k for k, _ in found) == [0] * 5 + [1] * 2 + [2]

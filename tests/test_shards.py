@@ -250,7 +250,8 @@ def test_options_that_leave_a_split_empty_are_explained(n, options, capsys):
     source, tokens = write_source("jsonl", DOCUMENTS[1:][:n]), len(expected(DOCUMENTS[1:][:n]))
     assert make(source, "--out", "out", *options) == 2
     stderr = capsys.readouterr().err
-    assert f"{n} documents, {tokens} tokens, leave one of train and val empty" in stderr
+    assert f"the text has {tokens} tokens, too few for both train and val" in stderr
+    assert f"(documents: {n})" in stderr
     assert f"give more text, a --shard-tokens below {tokens} or a --val-fraction" in stderr
     assert not list(Path("out").iterdir())
     if n > 1:  # and the advice is good
@@ -448,7 +449,7 @@ def refused(capsys):
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("t.txt", b"", "0 documents, 0 tokens"),
+    ("t.txt", b"", "the text has 0 tokens"),
     ("t.txt", b"good\n" * 100 + b"\xff\xfe bad", "t.txt can't be read: 'utf-8' codec"),
     ("t.jsonl", b'{"body": "x"}\n', "is no JSON object with the --field text"),
     ("t.jsonl", b'{"text": "x"}\n{"n": 1}\n', "t.jsonl can't be read: line 2, '{\"n\": 1}"),
@@ -477,7 +478,7 @@ def test_truncated_files_are_one_line(kind, refused):
 
 
 def test_bad_sources_are_one_line(refused, monkeypatch):
-    refused("gone has no files: give fineweb-edu, openwebtext, or files", "gone")
+    refused("gone does not exist: give fineweb-edu, openwebtext, a file or a folder", "gone")
     Path("mixed").mkdir()
     refused("mixed has no files", "mixed")
     for name in ("a.txt", "a.jsonl"):

@@ -98,7 +98,8 @@ def describe(device: torch.device) -> str:
     else:
         name = processor()
         if device.type == "cpu":
-            name += f", {torch.get_num_threads()} threads"
+            n = torch.get_num_threads()
+            name += f", {n} thread{'s' if n > 1 else ''}"
     return f"{name}, torch {torch.__version__}"
 
 

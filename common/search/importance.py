@@ -79,5 +79,6 @@ def plot_importances(path: Path, found: dict[str, Importance], title: str) -> No
     dashed = "dashed: what chance alone reaches once in 20 times; pale bars are below it"
     axes.set_xlabel("share of importance")
     axes.set_title(f"{title}\n{dashed}", fontsize=10)
-    axes.legend(loc="lower right")
+    for handle in axes.legend(loc="lower right").legend_handles:
+        handle.set_alpha(1)
     save_figure(figure, path)

@@ -134,8 +134,8 @@ def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> No
     against steps, on log axes. Where a trial failed, a × at the upper edge."""
     palette = colormaps["tab10"] if len(values) <= 10 else colormaps["turbo"].resampled(len(values))
     colors = {value: palette(k) for k, value in enumerate(sorted(values))}
-    for value, color in colors.items():
-        axes.plot([], [], color=color, label=f"{value:g}")  # for the legend
+    for value in sorted({trial.params[name] for trial in trials}):
+        axes.plot([], [], color=colors[value], label=f"{value:g}")  # for the legend
     for trial in trials:
         style = {"color": colors[trial.params[name]], "linewidth": 1.2, "alpha": 0.85}
         curve = trial.user_attrs["curve"]

@@ -1,6 +1,6 @@
 """Tokenize a text of any size, once, into shards of GPT-2's ids, on which stage 7 trains.
 
-    python -m common.shards fineweb-edu --out data/fineweb-edu     # 10 billion tokens, 20 GB
+    python -m common.shards fineweb-edu --out data/fineweb-edu    # 20 GB
     python -m common.shards my_folder --out data/mine --val-fraction 0.01
     python -m common.shards data/mine --verify
     python 7_gpt2_train_long_run.py --recipe gpt2-124m --data data/mine

@@ -40,6 +40,8 @@ def find_files(source: str, leave_out: Path) -> dict[str, int]:
     if source in HUB:
         return _files_on_the_hub(source)
     path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{source} does not exist: give {', '.join(HUB)}, a file or a folder")
     found = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
     found = [file for file in found if leave_out.resolve() not in file.resolve().parents]
     kinds = {file: _kind(file) for file in found if _kind(file)}

@@ -122,9 +122,9 @@ class Shards:
             for path in self.folder.iterdir():
                 if OURS.fullmatch(path.name):
                     path.unlink()
-            what = f"{documents:,} documents, {tokens:,} tokens, leave one of train and val empty"
+            what = f"the text has {tokens:,} tokens, too few for both train and val"
             hint = f"a --shard-tokens below {tokens} or a --val-fraction closer to 0.5"
-            raise UserError(f"{what}: give more text, {hint}")
+            raise UserError(f"{what} (documents: {documents:,}): give more text, {hint}")
         for split, file in self.files.items():  # the last shard of a split is shorter
             file.seek(0)
             write_array_header_1_0(file, HEADER | {"shape": (self.tokens[split] % self.limit,)})

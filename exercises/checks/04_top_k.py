@@ -43,7 +43,7 @@ def check_greedy(next_ids) -> None:
     if out.shape != (64, 1) or out.dtype != torch.int64:
         raise Wrong(f"for 64 rows the ids are {tuple(out.shape)} of {out.dtype}, not (64, 1) int64")
     if (out != 1).any():
-        raise Wrong("at temperature 0 another than the most probable token comes")
+        raise Wrong("at temperature 0 the token is not the most probable one")
 
 
 def frequencies(next_ids, logits, temperature, top_k) -> torch.Tensor:

@@ -39,7 +39,7 @@ WRONG = {
     "4 tokens are drawn": [("min(top_k or VOCAB_SIZE,", "min(top_k + 1,")],
     "are multiplied": [("logits / temperature", "logits * temperature")],
     "come as at temperature 1": [("logits / temperature", "logits")],
-    "another than the most probable": [("logits.argmax", "logits.argmin")],
+    "the token is not the most probable": [("logits.argmax", "logits.argmin")],
     "all come equally often": [("temperature, dim=-1", "temperature, dim=0")],
     "not drawn from its own logits": [
         ("candidates.gather", "candidates[:1].expand_as(candidates).gather")],
