@@ -60,7 +60,7 @@ def train(model: GPT, x: torch.Tensor, y: torch.Tensor, options: Options) -> Non
 def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
     """Generate each row greedily from its first token. Returns the share of y that comes back."""
     written = generate(model, x[:, :1], max_new_tokens=T, temperature=0)
-    print("\nfrom the first token of each row, the model writes:")
+    print("\nfrom the first token of each row to that of the next, the model writes:")
     for row in written.tolist():
         print(quoted(gpt2_tokenizer().decode(row)), end="\n\n")
     return (written[:, 1:] == y).float().mean().item()

@@ -183,7 +183,8 @@ def main(options: Options) -> None:
         B, T, device = options.batch_size, options.block_size, ranks.device
         last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
         if first > last:
-            raise UserError(f"the run is at step {first}: give a larger --stop-at or --steps")
+            name = "--stop-at" if options.stop_at else "--steps"
+            raise UserError(f"the run is at step {first}: give a larger {name}")
         with ranks.first():
             tokens = open_tokens(options.data, options.vocab_size)
             if options.eval_hellaswag or options.hellaswag_file:

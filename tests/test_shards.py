@@ -478,6 +478,7 @@ def test_truncated_files_are_one_line(kind, refused):
 
 
 def test_bad_sources_are_one_line(refused, monkeypatch):
+    refused("no meta.json in gone lists shards", "gone", "--verify")
     refused("gone does not exist: give fineweb-edu, openwebtext, a file or a folder", "gone")
     Path("mixed").mkdir()
     refused("mixed has no files", "mixed")

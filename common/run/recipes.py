@@ -77,8 +77,9 @@ def read_recipe(name: str, options_class: type) -> dict:
     try:
         found = tomllib.loads(Path(name).read_bytes().decode())
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         names = ", ".join(RECIPES)
-        raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {error}") from None
+        raise UserError(f"--recipe {name} is none of {names}, and no TOML file: {why}") from None
     if others := sorted(set(found) & {"recipe", "init_from", *OF_THE_COMMAND}):
         raise UserError(f"{name} has {', '.join(others)}: give that on the command line")
     try:

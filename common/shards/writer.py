@@ -146,9 +146,9 @@ def described(path: Path) -> dict:
 
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
-    meta = read_json(folder / "meta.json")
+    meta = read_json(file) if (file := folder / "meta.json").exists() else {}
     if "shards" not in meta:
-        raise UserError(f"{folder}/meta.json lists no shards: give a folder of common.shards")
+        raise UserError(f"no meta.json in {folder} lists shards: give a folder of common.shards")
     for shard in tqdm(meta["shards"], disable=None):
         if described(folder / shard["name"]) != shard:
             raise UserError(f"{folder / shard['name']} is not what was written: tokenize again")
