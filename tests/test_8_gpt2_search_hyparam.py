@@ -310,14 +310,14 @@ def test_a_signal_before_the_first_step_and_while_waiting(call, text_file, monke
 
 
 def test_two_processes_share_the_work(text_file):
-    options = (*SMALL, "--phases", "4x6,1x8", "--data", str(text_file), "--out", "s")
+    options = (*SMALL, "--phases", "8x6,1x8", "--data", str(text_file), "--out", "s")
     pair = [forked(*options) for _ in range(2)]
     outputs = [stdout.read() for _, stdout in pair]
     assert [os.waitpid(pid, 0)[1] for pid, _ in pair] == [0, 0], outputs
     lines = [re.findall(r"^phase (\d)/2  trial +(\d+)  step +(\d+)", out, re.M) for out in outputs]
     assert lines[0] and lines[1] and not set(lines[0]) & set(lines[1])  # both, and none twice
     found = curves("s")
-    assert len(found) == 5 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
+    assert len(found) == 9 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
 
 
 @pytest.mark.parametrize(
