@@ -277,7 +277,7 @@ def test_ctrl_c_while_a_step_compiles_is_one_line(text_file, tmp_path):
     compiler.write_text(
         """#!/bin/sh
 case "$*" in *main.cpp*) ;; *) exec g++ "$@";; esac
-mkdir """
+mkdir -p """
         + f"{tmp_path}/compiling"
         + """ && exec sleep 100
 """
