@@ -277,10 +277,8 @@ def test_ctrl_c_while_a_step_compiles_is_one_line(text_file, tmp_path):
     compiler.write_text(
         """#!/bin/sh
 case "$*" in *main.cpp*) ;; *) exec g++ "$@";; esac
-mkdir -p """
-        + f"{tmp_path}/compiling"
-        + """ && exec sleep 100
-"""
+cd """
+        + f"{tmp_path} && mkdir -p compiling && [ ! -e killed ] && exec sleep 100\n"
     )
     compiler.chmod(0o755)
     env = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache", "OMP_NUM_THREADS": "1",
@@ -295,6 +293,7 @@ mkdir -p """
     while not (tmp_path / "compiling").exists() and process.poll() is None:
         assert time.time() < end
         time.sleep(0.05)
+    (tmp_path / "killed").touch()  # a compiler that is called again ends at once
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
