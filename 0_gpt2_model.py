@@ -4,7 +4,7 @@ New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes 
 first one before this script: the whole course uses that model.
 
     python 0_gpt2_model.py                      # 5 seconds
-    python 0_gpt2_model.py --model gpt3-13b     # a table only: no weights are allocated
+    python 0_gpt2_model.py --model gpt3-13b     # the table alone, no weights
 
 You will see each part of the model: the shape of its weight, its number of parameters, and the
 shape of its output for a batch of ids. That makes 163,037,184 parameters as built here, and

@@ -57,7 +57,7 @@ class Options:
     lr: float = 3e-4  # set the learning rate
     seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/5_speedup"  # write to this folder
-    json: str | None = None  # write all numbers to this file too; by default, to none
+    json: str | None = None  # also write all numbers to this file; by default, to none
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 

@@ -6,7 +6,7 @@ and decays, gradient clipping, weight decay, AdamW's betas, and large batches. B
 only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon (2024)
 and a smaller vocabulary are there to try.
 
-    python 6_gpt2_train_hyparam.py     # a small GPT, 1.5 minutes on two CPU cores
+    python 6_gpt2_train_hyparam.py    # a small GPT, 1.5 minutes on two cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
         --batch-size 16 --total-batch-tokens 524288
 
@@ -67,11 +67,11 @@ class Options:
     # run
     prompt: str = "\n"  # start the sample with this text
     out: str = "runs/6_hyparam"  # write to this folder
-    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # send the numbers there too
+    track: Literal["no", "tensorboard", "wandb", "trackio"] = "no"  # also log to this tracker
     # device
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: native 16 bits, or 32
     attention: Literal["auto", "formula", "flash"] = "auto"  # auto: flash, if not slower
-    compile: Literal["auto", "yes", "no"] = "auto"  # auto: where torch can
+    compile: Literal["auto", "yes", "no"] = "auto"  # auto: where torch.compile works
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 

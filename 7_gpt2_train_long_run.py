@@ -75,7 +75,7 @@ class Options:
     weight_decay: float | None = None  # pull matrices and embeddings towards 0
     clip: float | None = None  # scale larger gradients down to this norm
     optimizer: Literal["adamw", "muon"] | None = None  # for the matrices of the blocks
-    seed: int | None = None  # draw other weights and batches
+    seed: int | None = None  # change it to draw other weights and batches
     # evaluation and checkpoints, by default from the recipe
     eval_every: int | None = None  # evaluate every N steps
     eval_tokens: int | None = None  # evaluate on this many validation tokens

@@ -69,7 +69,7 @@ class Options:
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
     compile: Literal["auto", "yes", "no"] = "auto"  # with weights of 8 or 16 bits; auto: if long
-    seed: int = 42  # draw other samples
+    seed: int = 42  # change it to draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
     # the ladder of speed
     rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 is always included

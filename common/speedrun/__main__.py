@@ -49,7 +49,7 @@ RECIPE = {name: RECIPES["laptop"][name] for name in CHANGES}
 class Options:
     budget: Literal["time", "work"] = "time"  # five minutes, or the same FLOPs on any machine
     text: Literal["nine-plays", "nanogpt"] = "nine-plays"  # validate on a play; or the last tenth
-    seed: int = 1337  # draw other weights and batches
+    seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/speedrun"  # write to a subfolder of this folder
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
