@@ -13,6 +13,7 @@ import sqlite3
 import sys
 import time
 import tomllib
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,10 +78,13 @@ def forked(*options: str) -> tuple[int, io.TextIOBase]:
     code = 1
     try:
         script, sys.stdout = load_script(8), os.fdopen(writer, "w")
+        sys.stderr = sys.stdout  # what it failed of is shown, too
         run(script.main, script.Options, [*options, "--device", "cpu"])
-        sys.stdout.flush()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(code)
 
 
