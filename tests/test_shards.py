@@ -396,7 +396,8 @@ def test_shards_that_were_changed_are_named(tokens, words, begun, capsys):
 def test_a_damaged_progress_is_one_line(begun, capsys):
     Path("out/progress.json").write_text("{")
     assert make(*begun) == 2
-    assert "error: out/progress.json is damaged: it holds no JSON" in capsys.readouterr().err
+    error = "error: out/progress.json is damaged: it holds no JSON object\n"
+    assert capsys.readouterr().err == error
 
 
 def test_complete_shards_are_left_alone_and_others_refused(capsys):

@@ -145,6 +145,6 @@ def _render(markdown: str) -> str:
         speaker = re.fullmatch(r"\*\*(.+)\*\*", lines[0])
         if speaker:
             speeches.append([f"{speaker[1]}:", *lines[1:]])
-        elif speeches and before[:1] != "#":  # below a heading is more of it: "Two Sentinels."
+        elif speeches and before[:1] != "#":  # below a heading: it belongs to that
             speeches[-1] += lines
     return "\n\n".join("\n".join(speech) for speech in speeches if len(speech) > 1) + "\n"

@@ -141,3 +141,12 @@ def sync(path: Path) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked(data: bytes, expected: str, what: str, hint: str) -> bytes:
+    """data, if its SHA-256 is the expected one. Raises UserError, which names it `what`."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        size = f"{len(data):,} bytes"
+        raise UserError(f"{what} has sha256 {found[:12]}…, not {expected[:12]}… ({size}): {hint}")
+    return data

@@ -1,12 +1,12 @@
 """Download a file once: it is complete and as expected, or absent."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import requests
 
 from common.kit.cli import UserError
+from common.kit.disk import checked
 
 DATA_DIR = Path(__file__).parents[2] / "data"
 
@@ -31,14 +31,6 @@ def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
         os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{DATA_DIR} can't be written: {error.strerror}; {instead}") from None
-    return data
-
-
-def checked(data: bytes, sha256: str, what: str, hint: str) -> bytes:
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        is_not = f"{len(data):,} bytes of sha256 {found[:12]}…, not {sha256[:12]}…"
-        raise UserError(f"{what} has {is_not}: {hint}")
     return data
 
 

@@ -146,7 +146,8 @@ def described(path: Path) -> dict:
 
 def verify(folder: Path) -> None:
     """Compare every shard in a folder with its meta.json. Raises UserError at a difference."""
-    meta = read_json(file) if (file := folder / "meta.json").exists() else {}
+    file = folder / "meta.json"
+    meta = read_json(file) if file.exists() else {}
     if "shards" not in meta:
         raise UserError(f"no meta.json in {folder} lists shards: give a folder of common.shards")
     for shard in tqdm(meta["shards"], disable=None):
