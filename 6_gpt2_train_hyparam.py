@@ -135,8 +135,8 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
         short = replace(options, total_batch_tokens=tokens, steps=WARMUP_STEPS + 5)
         rung = Rung("")
         train(model, batches, val[:2], rung, short, setting)  # two tokens: only the steps are timed
-        print(f"{n:>13}{rung.median_ms:>11.1f}{f'±{spread(rung.timed):.0%}':>8}"
-              f"{tokens / rung.median_ms * 1000:>10,.0f}")  # fmt: skip
+        ms, per_s = rung.median_ms, tokens / rung.median_ms * 1000
+        print(f"{n:>13}{ms:>11.1f}{f'±{spread(rung.timed):.0%}':>8}{per_s:>10,.0f}")
 
 
 def main(options: Options) -> None:

@@ -43,8 +43,8 @@ from common.run.tokenfiles import open_tokens
 from common.speed import Setting, autocast, setting_of
 from common.tokenizer import gpt2_tokenizer
 
-COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", "val_loss", "bits_per_byte",
-           "hellaswag_by_character", "hellaswag_by_token")  # fmt: skip
+VALIDATION = ("val_loss", "bits_per_byte", "hellaswag_by_character", "hellaswag_by_token")
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", *VALIDATION)
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
@@ -94,10 +94,7 @@ class Options:
     shard: bool = False  # shard the model over the ranks (FSDP2)
 
 
-def train(
-    model: GPT, batches: Prefetcher, val: torch.Tensor, log: LongRunLog, options: Options,
-    setting: Setting, run: Run, stop: StopSignal,
-) -> None:  # fmt: skip
+def train(model: GPT, batches: Prefetcher, val, log, options, setting: Setting, run: Run, stop):
     """Train model on the batches, from the newest checkpoint's step, or from step 0."""
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
@@ -152,8 +149,8 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
     scores, ranks = ("", ""), run.ranks
     with autocast(ranks.device, setting.dtype):
         found = evaluate_on_ranks(model, val, options.block_size, options.batch_size, ranks)
-        print(f"step {step:>4}  validation loss {found.loss:.4f}, perplexity "
-              f"{found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte")  # fmt: skip
+        perplexity = f"perplexity {found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte"
+        print(f"step {step:>4}  validation loss {found.loss:.4f}, {perplexity}")
         if run.questions:
             how = (options.batch_size, ranks)
             asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in WORDINGS]
@@ -163,8 +160,8 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
         ids = torch.tensor([prompt], device=ranks.device)
         sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
     print(quoted(tokenizer.decode(sample.tolist())))
-    log.val(step, found.loss, bits_per_byte=found.bits_per_byte,
-            hellaswag_by_character=scores[0], hellaswag_by_token=scores[1])  # fmt: skip
+    values = (found.loss, found.bits_per_byte, *scores)
+    log.val(step, **dict(zip(VALIDATION, values, strict=True)))
     log.plot()
 
 
@@ -178,8 +175,8 @@ def main(options: Options) -> None:
         chosen = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
         print(fill(f"options: {chosen}", 79, subsequent_indent="  "))
         if options.shard and options.optimizer == "muon":
-            raise UserError("--shard splits each matrix over the ranks, and Muon needs it whole: "
-                            "leave --shard out, or start a run with --optimizer adamw")  # fmt: skip
+            hint = "leave --shard out, or start a run with --optimizer adamw"
+            raise UserError(f"--shard splits each matrix, and Muon needs it whole: {hint}")
         B, T, device = options.batch_size, options.block_size, ranks.device
         last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
         if first > last:

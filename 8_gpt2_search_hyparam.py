@@ -88,10 +88,7 @@ class SearchLog:
         )
 
 
-def train(
-    model: GPT, batches: RankBatches, val: torch.Tensor, log: SearchLog, trial: Trial,
-    setting: Setting, stop: StopSignal,
-) -> None:  # fmt: skip
+def train(model: GPT, batches: RankBatches, val, log: SearchLog, trial: Trial, setting, stop):
     """Train a trial's model on the batches, from its checkpoint to the end of its phase. Raises
     TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
     device, values, phase = next(model.parameters()).device, trial.values, trial.phase

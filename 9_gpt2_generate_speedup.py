@@ -181,8 +181,8 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
     prompt = gpt2_tokenizer(vocab_size).encode_ordinary(PROMPT)
     n = min(options.max_new_tokens, model.config.block_size - len(prompt))
     if n <= WARMUP_STEPS:
-        raise UserError(f"{n} new tokens are too few to time: give a larger --max-new-tokens, or a "
-                        "model with a larger block size")  # fmt: skip
+        hint = "give a larger --max-new-tokens, or a model with a larger block size"
+        raise UserError(f"{n} new tokens are too few to time: {hint}")
     val = load_tokens(options.data, vocab_size).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
     (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run

@@ -141,10 +141,8 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
     """Time transformers' own `generate`: n tokens after ids (1, T), greedily, with its cache."""
     rung = DecodeRung(name, f"transformers' {theirs.dtype}")
     rung.bytes_read = bytes_per_token(theirs)
-    theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
-        do_sample=False, streamer=Stopwatch(rung), **options,
-    )  # fmt: skip
+    options |= {"attention_mask": torch.ones_like(ids), "streamer": Stopwatch(rung)}
+    theirs.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, **options)
     return rung
 
 

@@ -53,8 +53,9 @@ class Decoder(nn.Module):
     temperature, top_k and top_p are those of `sample`.
     """
 
-    def __init__(self, model: GPT, B: int, S: int, cache=FixedCache, temperature: float = 1.0,
-                 top_k: int | None = None, top_p: float = 1.0):  # fmt: skip
+    def __init__(
+        self, model: GPT, B: int, S: int, cache=FixedCache, temperature=1.0, top_k=None, top_p=1.0
+    ):
         super().__init__()
         self.model, self.S = model, S
         self.caches = nn.ModuleList(cache(model, B, S) for _ in model.transformer.h)

@@ -138,8 +138,9 @@ def count_right(model, batch: list) -> list[int]:
 
 def score(counts: list[list[int]], n_questions: int) -> HellaSwag:
     """The accuracies, from the counts of all batches."""
-    return HellaSwag(n_questions, *(sum(count[k] for count in counts) / n_questions
-                                    for k in range(3)))  # fmt: skip
+    return HellaSwag(
+        n_questions, *(sum(right) / n_questions for right in zip(*counts, strict=True))
+    )
 
 
 def print_scores(lm_eval: HellaSwag, build_nanogpt: HellaSwag) -> tuple[float, float]:

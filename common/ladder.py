@@ -77,8 +77,8 @@ class Ladder:
         return rung.median_ms
 
     def print_header(self) -> None:
-        print(f"{'rung':<14}{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}"
-              f"{'×first':>7}{self.columns}")  # fmt: skip
+        shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
+        print(f"{'rung':<14}{shared}{self.columns}")
 
     def skip(self, name: str, reason: str) -> None:
         self.rungs.append(Rung(name, skipped=reason))

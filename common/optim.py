@@ -103,11 +103,10 @@ def check_plan(options, *factors: int) -> None:
     """Raises UserError if the warm-up is longer than the run, or if a batch is not a multiple of
     the B × T (× …) tokens that are computed at once."""
     if options.warmup_steps > options.steps:
-        warmup, steps = options.warmup_steps, options.steps
-        raise UserError(f"a warm-up of {warmup} steps is longer than --steps {steps}: give "
-                        f"--warmup-steps {steps} or fewer")  # fmt: skip
+        found = f"a warm-up of {options.warmup_steps} steps is longer than --steps {options.steps}"
+        raise UserError(f"{found}: give --warmup-steps {options.steps} or fewer")
     tokens, at_once = options.total_batch_tokens, math.prod(factors)
     if tokens % at_once:
         product, fits = " × ".join(map(str, factors)), max(1, tokens // at_once) * at_once
-        raise UserError(f"--total-batch-tokens {tokens} is not a multiple of {product} tokens: "
-                        f"give {fits}, or another --batch-size")  # fmt: skip
+        found = f"--total-batch-tokens {tokens} is not a multiple of {product} tokens"
+        raise UserError(f"{found}: give {fits}, or another --batch-size")

@@ -41,6 +41,6 @@ def preset(name: str, T: int = 1, **changes) -> GPTConfig:
         raise UserError(f"no preset is called '{name}': give one of {names}, or one like 4x2x128")
     config = GPTConfig(**sizes | changes)
     if T > config.block_size:
-        raise UserError(f"{name} has a block size of {config.block_size} tokens, not {T}: give a "
-                        "smaller --block-size, or another --model")  # fmt: skip
+        hint = "give a smaller --block-size, or another --model"
+        raise UserError(f"{name} has a block size of {config.block_size} tokens, not {T}: {hint}")
     return config

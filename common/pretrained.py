@@ -23,10 +23,14 @@ CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_
 FIELDS = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "tie_word_embeddings")
 # What our model computes. A model with another value would load, but compute wrong logits.
 SUPPORTED = {
-    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False, "n_inner": None,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "n_inner": None,
+}
 
 
 def from_hugging_face(name_or_dir: str) -> GPT:
@@ -55,15 +59,12 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     vocab_size = min(c.vocab_size, VOCAB_SIZE)
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:vocab_size].clone()
-    end = vocab_size - 1
-    config = GPT2Config(
-        vocab_size=vocab_size, n_positions=c.block_size, n_ctx=c.block_size, n_embd=c.n_embd,
-        n_layer=c.n_layer, n_head=c.n_head,
-        resid_pdrop=c.dropout, embd_pdrop=c.dropout, attn_pdrop=c.dropout,
-        tie_word_embeddings=torch.equal(state["transformer.wte.weight"], state["lm_head.weight"]),
-        eos_token_id=end, bos_token_id=end,
-    )  # fmt: skip
-    reference = GPT2LMHeadModel(config)
+    tied = torch.equal(state["transformer.wte.weight"], state["lm_head.weight"])
+    sizes = dict(n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, vocab_size=vocab_size)
+    sizes |= dict.fromkeys(("n_positions", "n_ctx"), c.block_size)
+    sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
+    reference = GPT2LMHeadModel(GPT2Config(**sizes, **ends, tie_word_embeddings=tied))
     reference.load_state_dict(_transposed(state))
     reference.loss_type = "ForCausalLM"  # otherwise transformers guesses it, with a warning
     return reference.eval()
@@ -114,8 +115,10 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     path = model_folder(name_or_dir, "config.json") / "config.json"
     given = read_json(path)
     if "recipe" in given:  # the options of a run
-        raise UserError(f"{name_or_dir} is a run: give its hf/, written when the run ends, "
-                        "or export a checkpoint: python -m common.run.export")  # fmt: skip
+        hint = (
+            "give its hf/, written at its end, or export a checkpoint: python -m common.run.export"
+        )
+        raise UserError(f"{name_or_dir} is a run: {hint}")
     given = GPT2Config().to_dict() | {"model_type": None} | given
     if given["n_inner"] and given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default
@@ -132,8 +135,8 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     if size < VOCAB_SIZE:
         tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
         if tokenizer.get("model", {}).get("vocab") != token_ids(size):
-            raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: give a "
-                            "model with GPT-2's vocabulary")  # fmt: skip
+            hint = "give a model with GPT-2's vocabulary"
+            raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: {hint}")
     return config
 
 

@@ -201,10 +201,10 @@ def setting_of(dtype: str, attention: str, compile: str, device: torch.device) -
     return Setting(dtype=autocast_to, residual=residual, **how)
 
 
-def best_setting(config: GPTConfig, B: int, T: int, device: torch.device, dtype: str = "auto",
-                 attention: str = "auto", compile: str = "auto") -> Setting:  # fmt: skip
-    """What stage 5 found: each name that is "auto" becomes the fastest choice on this device for
-    batches (B, T)."""
+def best_setting(
+    config: GPTConfig, B: int, T: int, device, dtype="auto", attention="auto", compile="auto"
+) -> Setting:
+    """What stage 5 found: each "auto" becomes the fastest choice here for batches (B, T)."""
     if dtype == "auto":
         dtype = str(autocast_dtype(device) or torch.float32).removeprefix("torch.")
     if attention == "auto":

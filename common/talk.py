@@ -44,8 +44,9 @@ def beginning_of(stop: str, text: str) -> int:
 class Voice:
     """Continues texts with a decoder, and with its compiled step if there is one."""
 
-    def __init__(self, decoder: Decoder, step: Callable | None, max_new_tokens: int,
-                 stop: str | None = None):  # fmt: skip
+    def __init__(
+        self, decoder: Decoder, step: Callable | None, max_new_tokens: int, stop: str | None = None
+    ):
         self.decoder, self.step = decoder, step
         self.max_new_tokens, self.stop = max_new_tokens, stop
         self.vocab_size = decoder.model.config.vocab_size

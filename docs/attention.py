@@ -90,9 +90,10 @@ def main() -> None:
     layers = weights_of(model, ids)
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     panels = figure.subplots(1, 2)
-    titles = (("attends to itself and the tokens just before", "on the one before", 1, 1),
-              ("attends to what followed the same word", "on it, where there is one", SHOWN - 1,
-               SHOWN))  # fmt: skip
+    titles = (
+        ("attends to itself and the tokens just before", "on the one before", 1, 1),
+        ("attends to what followed the same word", "on it, where there is one", SHOWN - 1, SHOWN),
+    )
     labels = [WORDS[i] for i in ids]
     for layer, (axes, about) in enumerate(zip(panels, titles, strict=True)):
         title, where, distance, first = about

@@ -53,19 +53,17 @@ def said(shape: tuple[int, ...]) -> str:
 
 def main() -> None:
     shapes = shapes_of_parts()
-    block = "transformer.h.0."
     figure = Figure(figsize=(13, 9.2), layout="constrained")
     axes = figure.subplots()
     axes.set(xlim=(0, 13), ylim=(0, 9.2))
     axes.axis("off")
 
     def box(x, y, title, detail="", color=BLUE, width=3.5):
-        patch = FancyBboxPatch((x, y), width, 0.62, boxstyle="round,pad=0.04", facecolor=color,
-                               edgecolor="#555555")  # fmt: skip
-        axes.add_patch(patch)
-        axes.text(x + width / 2, y + (0.43 if detail else 0.31), title, ha="center", va="center",
-                  fontsize=11, weight="bold")  # fmt: skip
-        axes.text(x + width / 2, y + 0.17, detail, ha="center", va="center", fontsize=9)
+        how = {"boxstyle": "round,pad=0.04", "facecolor": color, "edgecolor": "#555555"}
+        axes.add_patch(FancyBboxPatch((x, y), width, 0.62, **how))
+        center, middle = x + width / 2, y + (0.43 if detail else 0.31)
+        axes.text(center, middle, title, ha="center", va="center", fontsize=11, weight="bold")
+        axes.text(center, y + 0.17, detail, ha="center", va="center", fontsize=9)
 
     def arrow(start, end, label="", **how):
         axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, **how))
@@ -80,46 +78,50 @@ def main() -> None:
             if result:
                 arrow((x + 1.75, y - 0.04), (x + 1.75, y - step + 0.7), result)
 
-    weight = {name.removesuffix(".weight"): said(s) for name, s in shapes.items()
-              if name.endswith(".weight")}  # fmt: skip
-    stream = said(shapes[block + "ln_1"])
-    column(0.2, [
+    # By a part's name: the shapes of its weight and of its output.
+    names = [name.removeprefix("transformer.") for name in shapes]
+    out = dict(zip(names, map(said, shapes.values()), strict=True))
+    weight = {name[:-7]: out[name] for name in names if name.endswith(".weight")}
+    stream = out["h.0.ln_1"]
+    model = [
         ("token ids", "idx", GREY, said((B, T))),
-        ("wte + wpe", f"{weight['transformer.wte']} + {weight['transformer.wpe']}", BLUE,
-         said(shapes["transformer.wte"])),
+        ("wte + wpe", f"{weight['wte']} + {weight['wpe']}", BLUE, out["wte"]),
         ("block 1", "one of 12, drawn on the right", GREEN, stream),
         ("blocks 2 to 12", "", GREEN, stream),
-        ("ln_f", weight["transformer.ln_f"], BLUE, said(shapes["transformer.ln_f"])),
-        ("lm_head", f"{weight['lm_head']}, tied to wte from stage 4 on", BLUE,
-         said(shapes["lm_head"])),
+        ("ln_f", weight["ln_f"], BLUE, out["ln_f"]),
+        ("lm_head", f"{weight['lm_head']}, tied to wte from stage 4 on", BLUE, out["lm_head"]),
         ("logits", "softmax: the next token's probabilities", GREY, ""),
-    ], top=8.2, step=1.25)  # fmt: skip
-    column(4.9, [
+    ]
+    block = [
         ("x", "the residual stream", GREY, stream),
-        ("ln_1", weight[block + "ln_1"], BLUE, said(shapes[block + "ln_1"])),
-        ("attn", "tokens exchange information", GREEN, said(shapes[block + "attn"])),
+        ("ln_1", weight["h.0.ln_1"], BLUE, out["h.0.ln_1"]),
+        ("attn", "tokens exchange information", GREEN, out["h.0.attn"]),
         ("+", "x is added", GREY, stream),
-        ("ln_2", weight[block + "ln_2"], BLUE, said(shapes[block + "ln_2"])),
-        ("mlp", "each token by itself", GREEN, said(shapes[block + "mlp"])),
+        ("ln_2", weight["h.0.ln_2"], BLUE, out["h.0.ln_2"]),
+        ("mlp", "each token by itself", GREEN, out["h.0.mlp"]),
         ("+", "the sum so far is added", GREY, ""),
-    ], top=8.2, step=1.25)  # fmt: skip
+    ]
+    attn = [
+        ("attn.c_attn", weight["h.0.attn.c_attn"], BLUE, out["h.0.attn.c_attn"]),
+        ("split into q, k, v and 12 heads", "", GREY, f"each {out['q']}"),
+        ("softmax(q kᵀ / √64)", "over a position and its past", GREY, out["scores"]),
+        ("· v", "", GREY, out["y"]),
+        ("attn.c_proj", weight["h.0.attn.c_proj"], BLUE, out["h.0.attn.c_proj"]),
+    ]
+    mlp = [
+        ("mlp.c_fc", weight["h.0.mlp.c_fc"], BLUE, out["h.0.mlp.c_fc"]),
+        ("gelu", "", GREY, out["h.0.mlp.c_fc"]),
+        ("mlp.c_proj", weight["h.0.mlp.c_proj"], BLUE, out["h.0.mlp.c_proj"]),
+    ]
+    column(0.2, model, top=8.2, step=1.25)
+    column(4.9, block, top=8.2, step=1.25)
+    column(9.3, attn, top=8.2, step=0.98)
+    column(9.3, mlp, top=2.6, step=0.98)
     skip = dict(connectionstyle="arc3,rad=0.42", color="#c55a11", linewidth=1.4)
     arrow((4.86, 8.5), (4.86, 4.76), **skip)
     arrow((4.86, 4.6), (4.86, 1.0), **skip)
-    column(9.3, [
-        ("attn.c_attn", weight[block + "attn.c_attn"], BLUE, said(shapes[block + "attn.c_attn"])),
-        ("split into q, k, v and 12 heads", "", GREY, f"each {said(shapes['q'])}"),
-        ("softmax(q kᵀ / √64)", "over a position and its past", GREY, said(shapes["scores"])),
-        ("· v", "", GREY, said(shapes["y"])),
-        ("attn.c_proj", weight[block + "attn.c_proj"], BLUE, said(shapes[block + "attn.c_proj"])),
-    ], top=8.2, step=0.98)  # fmt: skip
-    column(9.3, [
-        ("mlp.c_fc", weight[block + "mlp.c_fc"], BLUE, said(shapes[block + "mlp.c_fc"])),
-        ("gelu", "", GREY, said(shapes[block + "mlp.c_fc"])),
-        ("mlp.c_proj", weight[block + "mlp.c_proj"], BLUE, said(shapes[block + "mlp.c_proj"])),
-    ], top=2.6, step=0.98)  # fmt: skip
-    for x, y, title in ((0.2, 9.05, "the model"), (4.9, 9.05, "a block"), (9.3, 9.05, "attn"),
-                        (9.3, 3.4, "mlp")):  # fmt: skip
+    titles = ((0.2, 9.05, "the model"), (4.9, 9.05, "a block"), (9.3, 9.05, "attn"))
+    for x, y, title in (*titles, (9.3, 3.4, "mlp")):
         axes.text(x, y, title, fontsize=14, weight="bold", va="center", color="#1f4e79")
     batch = f"GPT-2 124M, a batch of B = {B} rows of T = {T:,} tokens"
     where = "in the boxes: shapes of weights; beside the arrows: shapes of activations"

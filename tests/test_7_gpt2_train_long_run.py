@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_weights_change(
     code, _, stderr = call(7, *options, "--lr", "1e30", "--warmup-steps", "0", "--out", "run")
     assert code == 2 and stderr.startswith("error: step ") and "lower --lr" in stderr
     assert stderr.count("\n") == 1
-    last = int(re.search(r"step (\d+): loss", stderr)[1])
+    last = int(re.search(r"step (\d+) was not", stderr)[1])
     assert len(updates) == last  # one for each step before
     assert checkpoints(Path("run"))[-1] == f"step_{last:08d}"
     weights = load_file(Path(f"run/checkpoints/step_{last:08d}/model.safetensors"))

@@ -6,7 +6,8 @@ from dataclasses import MISSING, fields
 import pytest
 from conftest import SCRIPTS, load_script
 
-from common.kit.cli import parse, run
+from common.kit.cli import run
+from common.kit.options import parse
 from common.shards import __main__ as shards
 
 

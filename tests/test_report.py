@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import load_script
 
-from common.kit.cli import parse, run
+from common.kit.cli import run
+from common.kit.options import parse
 from common.report import __main__ as report
 
 CPU = torch.device("cpu")

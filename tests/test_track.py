@@ -110,7 +110,7 @@ def test_stage_6_is_tracked_too(call, text_file, installed, monkeypatch):
 
 @pytest.mark.parametrize("stage", [6, 7])
 def test_a_missing_package_is_named_before_any_work(refused, text_file, monkeypatch, stage):
-    monkeypatch.setattr("common.kit.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("common.kit.options.find_spec", lambda name: None)
     options = ("--data", str(text_file), "--track", "wandb")
     refused("--track is wandb: give no, or install that package first", stage, *options)
     assert not Path("runs").exists()

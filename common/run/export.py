@@ -19,8 +19,10 @@ from common.run.recipes import DEFAULTS, FINE_TUNING, RECIPES
 
 # Titles in the card, and columns of metrics.csv.
 COLUMNS = {
-    "training loss": "loss", "validation loss": "val_loss", "bits per byte": "bits_per_byte",
-}  # fmt: skip
+    "training loss": "loss",
+    "validation loss": "val_loss",
+    "bits per byte": "bits_per_byte",
+}
 
 
 @dataclass
@@ -58,8 +60,8 @@ def main(options: Options) -> None:
     if not (path / "manifest.json").exists():
         path = checkpoint.newest(path / "checkpoints")
     if path is None:
-        raise UserError(f"{options.run} has no checkpoint: give a run of stage 7, or one of the "
-                        "folders in its checkpoints/")  # fmt: skip
+        hint = "give a run of stage 7, or one of the folders in its checkpoints/"
+        raise UserError(f"{options.run} has no checkpoint: {hint}")
     if reason := checkpoint.why_damaged(path):
         raise UserError(f"{path} is damaged: {reason}")
     check_new_folder(options.folder)

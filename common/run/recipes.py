@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from common.kit.cli import UserError, check, parse
+from common.kit.options import UserError, check, parse
 from common.optim import check_plan
 from common.presets import preset
 from common.run.ranks import Ranks
@@ -22,14 +22,14 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 
 # With --init-from these replace a named recipe's options: trained weights need smaller updates.
 FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
+# For five minutes: with Muon and a small vocabulary, the best of docs/records.md.
+LAPTOP = recipe("4x4x256", 128, 16, 2**11, 1e-2, steps=2000, eval_every=250, eval_tokens=2**14)
 # Model, T, B for one GPU of 80 GB (measured for gpt2-124m, estimated for the others), tokens per
 # batch, learning rate: GPT-3 paper, table 2.1. Left out: GPT-3's batch size that grows at the
 # start, and its sparse attention in every other layer.
 RECIPES = {
-    "laptop": recipe(  # for five minutes, the best of docs/records.md
-        "4x4x256", 128, 16, 2**11, 1e-2, lr_floor=0.0, weight_decay=1.2, optimizer="muon",
-        vocab_size=1024, steps=2000, eval_every=250, eval_tokens=2**14
-    ),
+    "laptop": LAPTOP
+    | {"vocab_size": 1024, "optimizer": "muon", "weight_decay": 1.2, "lr_floor": 0.0},
     "fine-tuning": recipe("", 128, 8, 2**10, **FINE_TUNING, steps=300, eval_tokens=2**14),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
@@ -39,22 +39,20 @@ RECIPES = {
     "gpt3-2.7b": recipe("gpt3-2.7b", 2048, 2, 2**20, 1.6e-4),
     "gpt3-6.7b": recipe("gpt3-6.7b", 2048, 2, 2**21, 1.2e-4),  # with --shard from here on
     "gpt3-13b": recipe("gpt3-13b", 2048, 1, 2**21, 1.0e-4),
-}  # fmt: skip
+}
 # Options that a recipe leaves open.
-DEFAULTS = {
-    "data": "tinyshakespeare", "vocab_size": VOCAB_SIZE, "dropout": 0.0, "weight_decay": 0.1,
-    "clip": 1.0, "lr_floor": 0.1, "optimizer": "adamw", "seed": 1337,
-    "eval_every": 100, "eval_tokens": 2**20, "checkpoint_every": 500, "keep": 2, "prompt": "\n",
-    "dtype": "auto", "attention": "auto", "compile": "auto",
-}  # fmt: skip
+DEFAULTS = (
+    dict(data="tinyshakespeare", vocab_size=VOCAB_SIZE, dropout=0.0, seed=1337, prompt="\n")
+    | dict(optimizer="adamw", weight_decay=0.1, clip=1.0, lr_floor=0.1)
+    | dict(eval_every=100, eval_tokens=2**20, checkpoint_every=500, keep=2)
+    | dict(dtype="auto", attention="auto", compile="auto")
+)
 # With other values of these, a resumed run would be a different run.
-UNCHANGEABLE = ("recipe", "model", "init_from", "block_size", "vocab_size", "optimizer",
-                "total_batch_tokens", "dropout", "seed")  # fmt: skip
+OF_THE_MODEL = ("recipe", "model", "init_from", "block_size", "vocab_size", "dropout")
+UNCHANGEABLE = (*OF_THE_MODEL, "optimizer", "total_batch_tokens", "seed")
 # Options that belong to a command, and are not saved with the run.
-OF_THE_COMMAND = (
-    "stop_at", "out", "resume", "restart", "track", "shard", "device", "eval_hellaswag",
-    "hellaswag_file", "hellaswag_limit",
-)  # fmt: skip
+HELLASWAG = ("eval_hellaswag", "hellaswag_file", "hellaswag_limit")
+OF_THE_COMMAND = ("out", "resume", "restart", "stop_at", "track", "device", "shard", *HELLASWAG)
 
 
 def run_config(options) -> dict:
@@ -100,8 +98,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         base = saved
         for name in UNCHANGEABLE:
             if name in given and given[name] != base[name]:
-                raise UserError(f"the run in {options.out} has {name} {base[name]}, not "
-                                f"{given[name]}: leave it out, or start another run")  # fmt: skip
+                found = f"{name} {base[name]}, not {given[name]}"
+                raise UserError(f"the run has {found}: leave it out, or start another run")
     else:
         usual = "fine-tuning" if options.init_from else "laptop"
         name = options.recipe if options.recipe is not None else usual
@@ -126,11 +124,13 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     needed = {f.name for f in fields(options)} - {*OF_THE_COMMAND, "init_from", "warmup_steps"}
     needed -= {"model"} if options.init_from else set()
     if missing := sorted(name for name in needed if getattr(options, name) is None):
-        raise UserError(f"{options.recipe} lacks {', '.join(missing)}: add them, or give them as "
-                        "options")  # fmt: skip
+        names = ", ".join(missing)
+        raise UserError(f"{options.recipe} lacks {names}: add them, or give them as options")
     if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
-        raise UserError(f"--stop-at is {options.stop_at}, and the learning rate is 0 from step "
-                        f"{options.steps} on: give more --steps, or an --lr-floor")  # fmt: skip
+        found = (
+            f"--stop-at is {options.stop_at}, and the learning rate is 0 from step {options.steps}"
+        )
+        raise UserError(f"{found} on: give more --steps, or an --lr-floor")
     if options.warmup_steps is None:
         tokens = options.total_batch_tokens
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)

@@ -51,8 +51,8 @@ class Run:
         if not is_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and holds no run: give another --out")
         if is_run and not resume and not self.restart:
-            raise UserError(f"{folder} holds a run: --resume continues it, --restart deletes it "
-                            "and starts over, another --out keeps it")  # fmt: skip
+            hint = "--resume continues it, --restart deletes it, another --out keeps it"
+            raise UserError(f"{folder} holds a run: {hint}")
         if is_run:
             self._lock()  # before a checkpoint is chosen: another process may be writing one
         return self._read(options) if resume else None
@@ -114,8 +114,8 @@ class Run:
             return 0
         state = self.saved["state"]
         if state["text"] != self.text:
-            raise UserError(f"the run began with a text of {state['text']}, and --data now has "
-                            f"{self.text}: give the one that it began with")  # fmt: skip
+            found = f"a text of {state['text']}, and --data now has {self.text}"
+            raise UserError(f"the run began with {found}: give the one that it began with")
         path = self.saved["path"] if self.ranks.is_main else None
         if not restore_state(path, state, model, optimizer, scaler, batches, self.ranks):
             print("new random generators: the run had fewer ranks, or another kind of device")
@@ -130,19 +130,18 @@ class Run:
         overflow: the scaler then skips the step. Too many skipped steps in a row are an error."""
         if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
             how = "--resume" if (self.folder / "checkpoints").exists() else "start another run"
-            raise UserError(f"step {step}: loss {loss}, gradient norm {norm}; the step was not "
-                            f"taken: {how} with a lower --lr, longer --warmup-steps "
-                            "or lower --clip")  # fmt: skip
+            found = f"step {step} was not taken: its loss is {loss}, its gradient norm {norm}"
+            raise UserError(f"{found}: {how} with a lower --lr or --clip, or more --warmup-steps")
         self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
         self.skipped += self.in_a_row > 0
         if self.in_a_row > MAX_SKIPPED:
-            raise UserError(f"step {step}: gradients overflowed fp16 {self.in_a_row} times in a "
-                            "row: --resume with --dtype float32 or a lower --lr")  # fmt: skip
+            found = f"step {step}: gradients overflowed fp16 {self.in_a_row} times in a row"
+            raise UserError(f"{found}: --resume with --dtype float32 or a lower --lr")
 
     def save(self, step: int, model: GPT, optimizer, scaler, batches: Prefetcher, options) -> None:
         """Write a checkpoint after this many steps."""
-        state = {name: getattr(self, name) for name in OF_THE_RUN} | {
-            "step": step, "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
+        state = {name: getattr(self, name) for name in OF_THE_RUN}
+        state |= {"step": step, "data": batches.state(), "scaler": scaler.state_dict()}
         texts = {"state": state, "config": run_config(options)}
         path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
         print(f"saved: {path}")

@@ -39,8 +39,8 @@ class TokenFiles:
         found = self.between(*places.indices(len(self))[:2]).parts
         for path, ids in found:
             if ids.max() >= VOCAB_SIZE or ids.min() < 0:
-                raise UserError(f"{path} has ids from {ids.min()} to {ids.max()}: GPT-2's go from "
-                                f"0 to {VOCAB_SIZE - 1}")  # fmt: skip
+                found = f"ids from {ids.min()} to {ids.max()}"
+                raise UserError(f"{path} has {found}: GPT-2's go from 0 to {VOCAB_SIZE - 1}")
         if len(found) == 1:
             return found[0][1]
         return np.concatenate([np.empty(0, np.uint16), *(ids for _, ids in found)])
@@ -83,8 +83,7 @@ def _map_bin(path: Path) -> np.ndarray:
         return np.memmap(path, "<u2", "r")
     size = path.stat().st_size
     if version != LLMC_VERSION or size != LLMC_HEADER + 2 * count:
-        raise ValueError(f"{size:,} bytes where version {version} and {count:,} ids would be "
-                         f"{LLMC_HEADER + 2 * count:,}")  # fmt: skip
+        raise ValueError(f"{size:,} bytes do not fit version {version} and {count:,} ids")
     return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
 
 
@@ -136,8 +135,10 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     if not files:
         return load_tokens(data, vocab_size)
     if vocab_size < VOCAB_SIZE:
-        raise UserError(f"{data} has ids of all {VOCAB_SIZE} tokens, more than {vocab_size}: give "
-                        f"--vocab-size {VOCAB_SIZE}, or a large model's --recipe")  # fmt: skip
+        hint = f"give --vocab-size {VOCAB_SIZE}, or a large model's --recipe"
+        raise UserError(
+            f"{data} has ids of all {VOCAB_SIZE} tokens, more than {vocab_size}: {hint}"
+        )
     if path.is_dir():
         _check_folder(path, files)
     parts = {True: [], False: []}

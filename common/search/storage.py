@@ -40,8 +40,8 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
         studies = [optuna.create_study(study_name=name, **new) for name in names]
     except (KeyError, RuntimeError) as error:  # no such study; of another version of Optuna
         if storage and isinstance(error, KeyError):
-            raise UserError(f"--storage has no search '{name} 1': give the one that {folder} was "
-                            "begun with") from None  # fmt: skip
+            hint = f"give the one that {folder} was begun with"
+            raise UserError(f"--storage has no search '{name} 1': {hint}") from None
         raise StorageInternalError from error
     (folder / "trials").mkdir()
     return studies
@@ -59,5 +59,5 @@ def _open(storage: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
-        raise UserError(f"--storage can't be used: {reason}; give a URL such as "
-                        "postgresql+psycopg://user@host/name, or a file") from None  # fmt: skip
+        hint = "give a URL such as postgresql+psycopg://user@host/name, or a file"
+        raise UserError(f"--storage can't be used: {reason}; {hint}") from None

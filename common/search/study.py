@@ -29,8 +29,8 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     """The search in --out, new or begun with these options. Raises UserError for other options."""
     size = math.prod(map(len, space.values()))
     if size < phases[0].trials:
-        raise UserError(f"--phases wants {phases[0].trials} trials, and the space has {size}: "
-                        "widen the space, or ask for fewer trials")  # fmt: skip
+        hint = "widen the space, or ask for fewer trials"
+        raise UserError(f"--phases wants {phases[0].trials} trials, the space has {size}: {hint}")
     given = {name: list(values) for name, values in space.items()} | {"text": text}
     given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
     folder = run_folder(options.out)
@@ -42,8 +42,8 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     for name in sorted(given.keys() | there.keys()):
         if given.get(name) != there.get(name):
             old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
-            raise UserError(f"the search in {folder} has {name} {old}, not {new}: give that, or "
-                            "another --out")  # fmt: skip
+            hint = "give that, or another --out"
+            raise UserError(f"the search in {folder} has {name} {old}, not {new}: {hint}")
     if not file.exists():
         promoted = phases[min(1, len(phases) - 1)].trials
         need = BYTES_IN_CHECKPOINT * largest(space) * (promoted + 1)
@@ -62,9 +62,8 @@ class Search:
     writes. space: the values of each hyper-parameter; sampler: grid, random or tpe."""
 
     def __init__(
-        self, folder: Path, phases: list[Phase], space: dict[str, tuple], sampler: str, seed: int,
-        storage: str | None = None,
-    ):  # fmt: skip
+        self, folder: Path, phases: list[Phase], space: dict, sampler: str, seed: int, storage=None
+    ):
         self.folder, self.phases, self.space = folder, phases, space
         self.sampler, self.seed = sampler, seed
         self.lock = FileLock(folder / ".lock")

@@ -37,8 +37,8 @@ class Trial:
 
     def save(self, model, optimizer, scaler, batches, device: torch.device) -> None:
         """Write a checkpoint, in place of the one before."""
-        state = {"step": self.step, "seconds": self.seconds, "curve": self.curve,
-                 "data": batches.state(), "scaler": scaler.state_dict()}  # fmt: skip
+        state = {"step": self.step, "seconds": self.seconds, "curve": self.curve}
+        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
         texts = {"state": state, "config": self.values}
         checkpoint.save(self.folder, texts, model, optimizer, 1, Ranks(device))
 

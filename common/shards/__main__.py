@@ -86,10 +86,9 @@ def main(options: Options) -> None:
     require("pyarrow", "pyarrow", "python -m common.shards")
     files = find_files(options.source, leave_out=Path(options.out).expanduser())
     folder, n_bytes = run_folder(options.out), sum(files.values())
-    shards = Shards(folder, {
-        "source": options.source, "field": options.field, "shard_tokens": options.shard_tokens,
-        "val_fraction": options.val_fraction, "files": list(files), "bytes": n_bytes,
-    })  # fmt: skip
+    names = ("source", "field", "shard_tokens", "val_fraction")
+    made_from = {name: getattr(options, name) for name in names}
+    shards = Shards(folder, made_from | {"files": list(files), "bytes": n_bytes})
     if shards.complete:
         print(f"{folder} is complete; --verify checks it")
         return
@@ -102,8 +101,8 @@ def main(options: Options) -> None:
     piece = int(np.clip(n_bytes * (options.val_fraction or 1) / 4, 2**10, PIECE))
     batches, began = read(files, start, options.field, piece), time.perf_counter()
     seconds = 0.2 if sys.stderr.isatty() else 30  # between updates of the bar
-    with tqdm(total=n_bytes, initial=start.bytes, unit="B", unit_scale=True,
-              mininterval=seconds, delay=seconds) as bar:  # fmt: skip
+    how = {"unit": "B", "unit_scale": True, "mininterval": seconds, "delay": seconds}
+    with tqdm(total=n_bytes, initial=start.bytes, **how) as bar:
         shards.save()
         for batch, ids in tokenized(batches, options.val_fraction or 0):
             shards.append(batch, ids)

@@ -130,11 +130,10 @@ class Shards:
             write_array_header_1_0(file, HEADER | {"shape": (self.tokens[split] % self.limit,)})
         self.save()
         paths = sorted(self.folder.glob("*.npy"))
-        write_json(self.meta, {
-            "made_from": self.made_from, "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE,
-            "documents": documents, "empty": self.position.empty, "tokens": self.tokens,
-            "shards": [described(path) for path in tqdm(paths, disable=None)],
-        })  # fmt: skip
+        meta = {"made_from": self.made_from, "tokenizer": "gpt2", "vocab_size": VOCAB_SIZE}
+        meta |= {"documents": documents, "empty": self.position.empty, "tokens": self.tokens}
+        meta |= {"shards": [described(path) for path in tqdm(paths, disable=None)]}
+        write_json(self.meta, meta)
         self.note.unlink()
         (self.folder / ".lock").unlink()
 

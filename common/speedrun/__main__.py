@@ -40,9 +40,9 @@ WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 can train in
 RESERVE = 15.0  # seconds for validation and export
 WARMUP, END = 200, 10_000  # the schedule's steps, as shares of the time: 2 % are warm-up
 # The laptop recipe without its length and evaluations: the last row of docs/records.md.
-CHANGES = ("model", "vocab_size", "block_size", "batch_size", "total_batch_tokens", "lr",
-           "lr_floor", "weight_decay", "optimizer")  # fmt: skip
-RECIPE = {name: RECIPES["laptop"][name] for name in CHANGES}
+LENGTH = ("steps", "eval_every", "eval_tokens")
+LAPTOP = RECIPES["laptop"]
+RECIPE = {name: LAPTOP[name] for name in LAPTOP if name not in LENGTH}
 
 
 @dataclass
@@ -152,19 +152,18 @@ def main(options: Options) -> None:
     export(model, folder, facts | {"validation": found})
     took = time.perf_counter() - start
     flops = config.flops_per_token(T) * steps * B * T
-    result = {
-        **how, "bits_per_byte": found.bits_per_byte,
-        "nats_per_character": found.loss * found.tokens / len(val_text),
-        "seconds": took, "peak": peak, "mfu": flops / seconds / peak,
-        "machine": describe(device), "steps": steps, "recipe": RECIPE,
-    }  # fmt: skip
-    write_json(folder / "result.json", result)
-    print(f"{took:.0f} s in all, {seconds:.0f} s of training: {seconds * peak:.2e} FLOPs at the "
-          f"peak; MFU {result['mfu']:.0%}")  # fmt: skip
-    print(f"{steps} steps of {B * T:,} tokens, {steps * B * T / len(tokens):.1f} epochs")
+    per_character, mfu = found.loss * found.tokens / len(val_text), flops / seconds / peak
+    result = how | {"bits_per_byte": found.bits_per_byte, "nats_per_character": per_character}
+    result |= {"seconds": took, "peak": peak, "mfu": mfu, "machine": describe(device)}
+    write_json(folder / "result.json", result | {"steps": steps, "recipe": RECIPE})
+    print(
+        f"{took:.0f} s in all, {seconds:.0f} s of training: {seconds * peak:.2e} FLOPs at the peak"
+    )
+    epochs = steps * B * T / len(tokens)
+    print(f"{steps} steps of {B * T:,} tokens, {epochs:.1f} epochs, MFU {mfu:.0%}")
     if options.budget == "time" and took > SECONDS:
         print(f"more than {SECONDS:.0f} s: this does not count as a record")
-    print("{bits_per_byte:.4f} bits/byte, {nats_per_character:.4f} nats/character".format(**result))
+    print(f"{found.bits_per_byte:.4f} bits/byte, {per_character:.4f} nats/character")
 
 
 if __name__ == "__main__":
