@@ -22,14 +22,14 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 
 # With --init-from these replace a named recipe's options: trained weights need smaller updates.
 FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
-# For five minutes: with Muon and a small vocabulary, the best of docs/records.md.
-LAPTOP = recipe("4x4x256", 128, 16, 2**11, 1e-2, steps=2000, eval_every=250, eval_tokens=2**14)
+# Five minutes with Muon and a small vocabulary: the best of docs/records.md.
+LAPTOP = {"vocab_size": 1024, "optimizer": "muon", "weight_decay": 1.2, "lr_floor": 0.0}
+LAPTOP_LENGTH = {"steps": 2000, "eval_every": 250, "eval_tokens": 2**14}
 # Model, T, B for one GPU of 80 GB (measured for gpt2-124m, estimated for the others), tokens per
 # batch, learning rate: GPT-3 paper, table 2.1. Left out: GPT-3's batch size that grows at the
 # start, and its sparse attention in every other layer.
 RECIPES = {
-    "laptop": LAPTOP
-    | {"vocab_size": 1024, "optimizer": "muon", "weight_decay": 1.2, "lr_floor": 0.0},
+    "laptop": recipe("4x4x256", 128, 16, 2**11, 1e-2, **LAPTOP, **LAPTOP_LENGTH),
     "fine-tuning": recipe("", 128, 8, 2**10, **FINE_TUNING, steps=300, eval_tokens=2**14),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
@@ -127,10 +127,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         names = ", ".join(missing)
         raise UserError(f"{options.recipe} lacks {names}: add them, or give them as options")
     if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
-        found = (
-            f"--stop-at is {options.stop_at}, and the learning rate is 0 from step {options.steps}"
-        )
-        raise UserError(f"{found} on: give more --steps, or an --lr-floor")
+        end = f"the learning rate is 0 from step {options.steps} on: give more --steps"
+        raise UserError(f"--stop-at is {options.stop_at}, and {end}, or an --lr-floor")
     if options.warmup_steps is None:
         tokens = options.total_batch_tokens
         options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)

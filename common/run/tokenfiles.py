@@ -39,8 +39,8 @@ class TokenFiles:
         found = self.between(*places.indices(len(self))[:2]).parts
         for path, ids in found:
             if ids.max() >= VOCAB_SIZE or ids.min() < 0:
-                found = f"ids from {ids.min()} to {ids.max()}"
-                raise UserError(f"{path} has {found}: GPT-2's go from 0 to {VOCAB_SIZE - 1}")
+                sizes = f"ids from {ids.min()} to {ids.max()}"
+                raise UserError(f"{path} has {sizes}: GPT-2's go from 0 to {VOCAB_SIZE - 1}")
         if len(found) == 1:
             return found[0][1]
         return np.concatenate([np.empty(0, np.uint16), *(ids for _, ids in found)])
@@ -135,10 +135,9 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     if not files:
         return load_tokens(data, vocab_size)
     if vocab_size < VOCAB_SIZE:
+        whole = f"ids of all {VOCAB_SIZE} tokens, more than {vocab_size}"
         hint = f"give --vocab-size {VOCAB_SIZE}, or a large model's --recipe"
-        raise UserError(
-            f"{data} has ids of all {VOCAB_SIZE} tokens, more than {vocab_size}: {hint}"
-        )
+        raise UserError(f"{data} has {whole}: {hint}")
     if path.is_dir():
         _check_folder(path, files)
     parts = {True: [], False: []}

@@ -31,7 +31,7 @@ from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.pretrained import export
 from common.run.batches import RankBatches
-from common.run.recipes import RECIPES
+from common.run.recipes import LAPTOP_LENGTH, RECIPES
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
@@ -40,9 +40,8 @@ WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 can train in
 RESERVE = 15.0  # seconds for validation and export
 WARMUP, END = 200, 10_000  # the schedule's steps, as shares of the time: 2 % are warm-up
 # The laptop recipe without its length and evaluations: the last row of docs/records.md.
-LENGTH = ("steps", "eval_every", "eval_tokens")
 LAPTOP = RECIPES["laptop"]
-RECIPE = {name: LAPTOP[name] for name in LAPTOP if name not in LENGTH}
+RECIPE = {name: LAPTOP[name] for name in LAPTOP if name not in LAPTOP_LENGTH}
 
 
 @dataclass
