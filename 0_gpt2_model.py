@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from common.kit.cli import UserError, run
-from common.kit.device import pick_device, seed_everything
+from common.kit.device import pick_device
 from common.model import GPT
 from common.presets import preset
 
@@ -94,7 +94,7 @@ def main(options: Options) -> None:
 
     print()
     device = pick_device(options.device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     model = GPT(config).to(device).eval()
     idx = torch.randint(config.vocab_size, (B, T), device=device)
     with torch.no_grad():

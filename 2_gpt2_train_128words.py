@@ -17,7 +17,7 @@ import torch
 
 from common.generate import generate
 from common.kit.cli import quoted, run
-from common.kit.device import pick_device, seed_everything
+from common.kit.device import pick_device
 from common.model import GPT
 from common.presets import preset
 from common.tokenizer import gpt2_tokenizer
@@ -69,7 +69,7 @@ def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
 def main(options: Options) -> None:
     config = preset(options.model)
     device = pick_device(options.device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     ids = torch.tensor(gpt2_tokenizer().encode_ordinary(PARAGRAPH)[: B * T + 1], device=device)
     x, y = ids[:-1].view(B, T), ids[1:].view(B, T)  # y[b, t] is the token after x[b, t]
     model = GPT(config).to(device)

@@ -20,7 +20,7 @@ import torch
 from common.data import Batches, load_tokens
 from common.evals import Evaluation, evaluate
 from common.kit.cli import run
-from common.kit.device import pick_device, seed_everything
+from common.kit.device import pick_device
 from common.kit.disk import run_folder
 from common.kit.runlog import RunLog
 from common.model import GPT
@@ -68,7 +68,7 @@ def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
     config = preset(options.model, T)
     device = pick_device(options.device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     tokens = load_tokens(options.data)
     batches = Batches(tokens.train, B, T, options.seed)
     val = torch.from_numpy(tokens.val.astype("int64"))

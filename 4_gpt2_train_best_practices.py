@@ -24,7 +24,7 @@ from common.data import Batches, load_tokens
 from common.evals import Evaluation, evaluate
 from common.init import init_weights, tie_weights
 from common.kit.cli import run
-from common.kit.device import pick_device, seed_everything
+from common.kit.device import pick_device
 from common.kit.disk import run_folder
 from common.kit.runlog import RunLog
 from common.model import GPT
@@ -97,7 +97,7 @@ def main(options: Options) -> None:
         for number, (name, prepare) in enumerate(VARIANTS.items(), 1):
             print(f"\nmodel {number} of {len(VARIANTS)}, {name}:")
             log.curve = name
-            seed_everything(options.seed)
+            torch.manual_seed(options.seed)
             model = prepare(GPT(config), options.seed).to(device)
             batches = Batches(tokens.train, B, T, options.seed)
             std = residual_std(model, val[None, :T].to(device))

@@ -28,7 +28,7 @@ from common.data import Batches, load_tokens
 from common.evals import Evaluation, evaluate
 from common.generate import generate
 from common.kit.cli import quoted, run
-from common.kit.device import pick_device, repeat_exactly, seed_everything
+from common.kit.device import pick_device, repeat_exactly
 from common.kit.disk import run_folder
 from common.kit.measure import spread
 from common.kit.runlog import RunLog
@@ -94,7 +94,7 @@ def train(
         # new: warm up while AdamW's running means (moments) are of few steps, then decay
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
-        total = torch.zeros((), device=device)  # on the device: no sync in each micro-batch
+        total = torch.zeros((), device=device)  # on the device: .item() would wait each time
         for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
             x, y = (ids.to(device) for ids in next(batches))
             with autocast(device, setting.dtype):
@@ -146,7 +146,7 @@ def main(options: Options) -> None:
     config = preset(options.model, block_size=T, vocab_size=options.vocab_size)
     device = pick_device(options.device)
     repeat_exactly(device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     tokens = load_tokens(options.data, options.vocab_size)
     batches = Batches(tokens.train, B, T, options.seed)
     val = torch.from_numpy(tokens.val.astype("int64"))

@@ -28,11 +28,11 @@ from common.generate import generate
 from common.hellaswag import WORDINGS, print_scores, read_questions
 from common.kit import cli
 from common.kit.cli import UserError, quoted
-from common.kit.device import repeat_exactly, seed_everything
+from common.kit.device import repeat_exactly
 from common.kit.measure import matmul_peak
 from common.model import GPT
 from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
-from common.run.batches import Prefetcher, RankBatches
+from common.run.batches import RankBatches
 from common.run.evals import evaluate_on_ranks, hellaswag_on_ranks
 from common.run.log import LongRunLog
 from common.run.ranks import all_ranks
@@ -43,8 +43,9 @@ from common.run.tokenfiles import open_tokens
 from common.speed import Setting, autocast, setting_of
 from common.tokenizer import gpt2_tokenizer
 
-VALIDATION = ("val_loss", "bits_per_byte", "hellaswag_by_character", "hellaswag_by_token")
-COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu", *VALIDATION)
+HELLASWAG = ("hellaswag_by_character", "hellaswag_by_token")
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu")
+COLUMNS = (*COLUMNS, "val_loss", "bits_per_byte", *HELLASWAG)
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
@@ -94,7 +95,16 @@ class Options:
     shard: bool = False  # shard the model over the ranks (FSDP2)
 
 
-def train(model: GPT, batches: Prefetcher, val, log, options, setting: Setting, run: Run, stop):
+def train(
+    model: GPT,
+    batches: RankBatches,
+    val: torch.Tensor,
+    log: LongRunLog,
+    options: Options,
+    setting: Setting,
+    run: Run,
+    stop: StopSignal,
+) -> None:
     """Train model on the batches, from the newest checkpoint's step, or from step 0."""
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
@@ -114,7 +124,7 @@ def train(model: GPT, batches: Prefetcher, val, log, options, setting: Setting, 
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
-            # new: prefetched into pinned memory, so the copy overlaps with the GPU's work
+            # new: from pinned memory, so the copy overlaps with the GPU's work
             x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
             # new: the ranks all-reduce gradients once per step, in the last micro-batch
             with ranks.exchanging(loss_of, now=micro == n_micro - 1):
@@ -146,7 +156,7 @@ def train(model: GPT, batches: Prefetcher, val, log, options, setting: Setting, 
 
 def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:
     """Print and log the validation loss and HellaSwag scores before a step; print a sample."""
-    scores, ranks = ("", ""), run.ranks
+    scores, ranks = {}, run.ranks
     with autocast(ranks.device, setting.dtype):
         found = evaluate_on_ranks(model, val, options.block_size, options.batch_size, ranks)
         perplexity = f"perplexity {found.perplexity:,.1f}, {found.bits_per_byte:.4f} bits/byte"
@@ -154,14 +164,13 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
         if run.questions:
             how = (options.batch_size, ranks)
             asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in WORDINGS]
-            scores = print_scores(*asked)
+            scores = dict(zip(HELLASWAG, print_scores(*asked), strict=True))
         tokenizer = gpt2_tokenizer(options.vocab_size)
         prompt = tokenizer.encode_ordinary(options.prompt)
         ids = torch.tensor([prompt], device=ranks.device)
         sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
     print(quoted(tokenizer.decode(sample.tolist())))
-    values = (found.loss, found.bits_per_byte, *scores)
-    log.val(step, **dict(zip(VALIDATION, values, strict=True)))
+    log.val(step, found.loss, bits_per_byte=found.bits_per_byte, **scores)
     log.plot()
 
 
@@ -187,8 +196,7 @@ def main(options: Options) -> None:
             if options.eval_hellaswag or options.hellaswag_file:
                 run.questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
         run.text = fingerprint(tokens)
-        stream = RankBatches(tokens.train, B, T, options.seed, ranks.rank, ranks.world_size)
-        batches = Prefetcher(stream, pin=device.type == "cuda")
+        batches = RankBatches(tokens.train, B, T, options.seed, ranks)
         val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
         setting = setting_of(options.dtype, options.attention, options.compile, device)
         repeat_exactly(device)
@@ -196,7 +204,7 @@ def main(options: Options) -> None:
         sizes = replace(model.config, vocab_size=options.vocab_size)  # without padding
         flops = sizes.flops_per_token(T)
         peak = sum(ranks.gather(matmul_peak(device, setting.dtype or torch.float32)))
-        seed_everything(options.seed + ranks.rank)  # for dropout
+        torch.manual_seed(options.seed + ranks.rank)  # for dropout
         run.begin(options, model)
         epochs = options.steps * options.total_batch_tokens / len(tokens.train)
         print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
@@ -206,7 +214,6 @@ def main(options: Options) -> None:
         with LongRunLog(folder, COLUMNS, last, PANELS, options, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)
-        print(f"waited for data: {batches.waited:.1f} s")
 
 
 if __name__ == "__main__":

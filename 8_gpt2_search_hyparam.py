@@ -10,7 +10,7 @@ The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
 This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
 the best of them are promoted to more steps, and the best of those again. The script prints each
-trial's validation loss, the best loss so far, and the time left; then a table of the
+trial's validation loss, the best of the last losses of all trials, and the time left; then a table of the
 best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates of 1e-5
 and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them
 with stage 6's, over all 16,384. After an interruption, the same command resumes. Started twice, the
@@ -27,16 +27,17 @@ import torch
 from common.data import Batches, Tokens
 from common.evals import evaluate
 from common.kit.cli import UserError, duration, is_out_of_memory, run
-from common.kit.device import pick_device, repeat_exactly, seed_everything
+from common.kit.device import pick_device, repeat_exactly
 from common.kit.needs import require
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches
+from common.run.ranks import Ranks
 from common.run.resume import fingerprint
 from common.run.signals import StopSignal
 from common.run.tokenfiles import open_tokens
-from common.search.phases import config_of, read_phases, read_space, total_steps
-from common.search.report import WARMUP_STEPS, report
+from common.search.phases import WARMUP_STEPS, config_of, read_phases, read_space, total_steps
+from common.search.report import report
 from common.search.storage import STORAGE_ERRORS
 from common.search.study import Search, open_search
 from common.search.trial import Trial, TrialFailed
@@ -69,7 +70,8 @@ class Options:
 
 
 class SearchLog:
-    """Prints a line for each validation loss, with the best so far and the time left."""
+    """Prints a line for each validation loss, with the best of the trials' last losses so far, and
+    the time left."""
 
     def __init__(self, search: Search):
         self.search, self.start, self.first = search, time.perf_counter(), search.steps_done()
@@ -77,18 +79,28 @@ class SearchLog:
     def val(self, trial: Trial, val_loss: float) -> None:
         self.search.alive(trial)
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
-        best = min((ends | {trial.number: val_loss}).values())
+        if trial.step == trial.phase.last:  # a loss that a trial only passes through does not count
+            ends[trial.number] = val_loss
+        best = f"{min(ends.values()):7.4f}" if ends else "      –"
         phases = self.search.phases
         done = self.search.steps_done() + trial.step - trial.phase.first  # by all processes
         seconds_per_step = (time.perf_counter() - self.start) / (done - self.first)
         left = duration(seconds_per_step * (total_steps(phases) - done))
         print(
             f"phase {trial.k + 1}/{len(phases)}  trial {trial.number:>3}  "
-            f"step {trial.step:>5}  loss {val_loss:7.4f}  best {best:7.4f}  {left} left"
+            f"step {trial.step:>5}  loss {val_loss:7.4f}  best {best}  {left} left"
         )
 
 
-def train(model: GPT, batches: RankBatches, val, log: SearchLog, trial: Trial, setting, stop):
+def train(
+    model: GPT,
+    batches: RankBatches,
+    val: torch.Tensor,
+    log: SearchLog,
+    trial: Trial,
+    setting: Setting,
+    stop: StopSignal,
+) -> None:
     """Train a trial's model on the batches, from its checkpoint to the end of its phase. Raises
     TrialFailed for a loss that is not finite, KeyboardInterrupt if asked to stop."""
     device, values, phase = next(model.parameters()).device, trial.values, trial.phase
@@ -156,7 +168,7 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
         try:
             model = build(config_of(values), setting, options.seed).to(device)
             B, T = values["batch_size"], values["block_size"]
-            batches = RankBatches(tokens.train, B, T, options.seed)
+            batches = RankBatches(tokens.train, B, T, options.seed, Ranks(device))
             train(model, batches, val, log, trial, setting, stop)
         except KeyboardInterrupt:
             search.alive(trial)  # it did not kill this process: the user ended it
@@ -177,7 +189,7 @@ def main(options: Options) -> None:
     phases, space = read_phases(options.phases), read_space(options)
     device = pick_device(options.device)
     repeat_exactly(device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     tokens = open_tokens(options.data)
     B, T = max(space["batch_size"]), max(space["block_size"])
     Batches(tokens.train, B, T)  # raises UserError if the text is too short

@@ -41,7 +41,7 @@ from common.decode import Decoder, FixedCache, GrowingCache, compiled_step, deco
 from common.evals import evaluate
 from common.generate import check_prompt
 from common.kit.cli import UserError, run
-from common.kit.device import pick_device, release_memory, seed_everything
+from common.kit.device import pick_device, release_memory
 from common.kit.disk import check_json, run_folder
 from common.kit.hub import HubUnreachable
 from common.ladder import WARMUP_STEPS
@@ -224,7 +224,7 @@ def main(options: Options) -> None:
         raise UserError(f"--rungs {' '.join(map(str, options.rungs))}: give some of 0 to 7")
     check_json(options.json)
     device = pick_device(options.device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     model = open_model(options.model, options.seed).to(device).eval()
     block_size, tokenizer = model.config.block_size, gpt2_tokenizer(model.config.vocab_size)
     n_prompt = len(tokenizer.encode_ordinary(options.prompt or ""))

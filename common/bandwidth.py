@@ -63,11 +63,9 @@ class DecodeLadder(Ladder):
     def __init__(self, model: GPT, prompt: torch.Tensor):
         """For a model that continues a prompt (1, T)."""
         self.model, self.prompt = model, prompt
-        self.device, self.rungs = prompt.device, []
-        self.bandwidth = read_bandwidth(self.device)
-        self.peaks = {("bytes/s",): self.bandwidth}  # a key has parts, which `save` joins
+        self.bandwidth = read_bandwidth(prompt.device)
         print(f"memory: {self.bandwidth / 1e9:.1f} GB/s, a sum over 1 GB\n")
-        self.print_header()
+        self.begin(prompt.device, {"bytes/s": self.bandwidth})
 
     def bar(self, rung: DecodeRung) -> float:
         return rung.tokens_per_s
@@ -171,7 +169,7 @@ def measure_first_again(ladder: DecodeLadder, model: GPT, ids: torch.Tensor) -> 
     again = DecodeRung("0 again", ids=first.ids, bytes_read=first.bytes_read)
     text = torch.cat((ids, torch.tensor(first.ids, device=ids.device)), dim=1)
     start = ids.size(1) + WARMUP_STEPS
-    for T in (*[start] * WARMUP_STEPS, *range(start, text.size(1), 8)):
+    for T in [start] * WARMUP_STEPS + list(range(start, text.size(1), 8)):
         seconds, _ = timed(lambda T=T: generate(model, text[:, :T], 1, temperature=0), ids.device)
         again.ms.append(seconds * 1000)
     ladder.add_last(again)

@@ -1,6 +1,7 @@
 """Tokens for training: a text as ids, its end cut off for validation, and batches of windows."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from textwrap import fill
 
 import numpy as np
@@ -58,7 +59,7 @@ class Batches:
         self.tokens, self.B, self.T, self.seed = tokens, batch_size, block_size, seed
         self.n_windows = max(0, len(tokens) - 1) // block_size  # - 1: the last target
         self.epoch = self.position = 0
-        self._orders = {}  # epoch → its starts, for this epoch and the next
+        self._order = lru_cache(2)(self.starts)  # a batch may reach into the next epoch
         self.check(batch_size)
 
     def check(self, n_windows: int) -> None:
@@ -93,13 +94,6 @@ class Batches:
         ahead, i = divmod(i, self.n_windows)
         start = self._order(self.epoch + ahead)[i]
         return self.tokens[start : start + self.T + 1]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            # Keep this epoch's: a batch may take its end and the start of the next.
-            self._orders = {e: o for e, o in self._orders.items() if e == self.epoch}
-            self._orders[epoch] = self.starts(epoch)
-        return self._orders[epoch]
 
     def starts(self, epoch: int) -> np.ndarray:
         """Where an epoch's windows start, in the order in which they are taken."""

@@ -67,10 +67,10 @@ def eval_batches(ids, block_size: int, batch_size: int, stride: int | None = Non
         y = ids[start + 1 : end + 1].clone()
         y[: previous_end - start] = IGNORE  # an earlier window has counted these
         windows.append((ids[start:end], y))
-    full = [window for window in windows if len(window[0]) == block_size]
-    groups = [full[i : i + batch_size] for i in range(0, len(full), batch_size)]
-    groups += [[window] for window in windows[len(full) :]]  # the last one may be shorter
-    return [tuple(torch.stack(part) for part in zip(*group, strict=True)) for group in groups]
+    n = sum(len(x) == block_size for x, _ in windows)  # the last window may be shorter
+    groups = [windows[i : min(i + batch_size, n)] for i in range(0, n, batch_size)]
+    groups += [windows[n:]] if n < len(windows) else []
+    return [(torch.stack([x for x, _ in g]), torch.stack([y for _, y in g])) for g in groups]
 
 
 def loss_of_batch(model, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -85,5 +85,7 @@ def loss_of_batch(model, x: torch.Tensor, y: torch.Tensor) -> float:
 
 def evaluation(losses: list[float], ids: torch.Tensor) -> Evaluation:
     """The result, from the losses of all batches of ids in any order."""
-    n_bytes = len(gpt2_tokenizer().decode_bytes(ids[1:].tolist()))
+    tokenizer = gpt2_tokenizer()
+    text_ids = ids[1:][ids[1:] != tokenizer.eot_token]  # <|endoftext|> is no text
+    n_bytes = len(tokenizer.decode_bytes(text_ids.tolist()))
     return Evaluation(math.fsum(losses) / (len(ids) - 1), len(ids) - 1, n_bytes)

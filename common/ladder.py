@@ -65,20 +65,21 @@ class Ladder:
     limit = "MFU"
     bars = "ms per step (median)"
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
-    first: Rung | None = None  # the first that was measured
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
         self.tokens, self.flops = B * T, config.flops_per_token(T)
-        self.device, self.rungs, self.peaks = device, [], {}
-        self.print_header()
+        self.begin(device, {})
+
+    def begin(self, device: torch.device, peaks: dict[str, float]) -> None:
+        """Print the header. peaks: the machine's limits by name; `peak` adds to them."""
+        self.device, self.peaks, self.rungs = device, peaks, []
+        self.first = None  # the first rung that was measured
+        shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
+        print(f"{'rung':<14}{shared}{self.columns}")
 
     def bar(self, rung: Rung) -> float:
         """How long its bar is."""
         return rung.median_ms
-
-    def print_header(self) -> None:
-        shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
-        print(f"{'rung':<14}{shared}{self.columns}")
 
     def skip(self, name: str, reason: str) -> None:
         self.rungs.append(Rung(name, skipped=reason))
@@ -139,7 +140,7 @@ class Ladder:
 
     def peak(self, dtype: torch.dtype) -> float:
         """matmul_peak in dtype, with TF32 or without as set now; measured and printed once."""
-        kind = (dtype, torch.get_float32_matmul_precision())
+        kind = f"{dtype}, {torch.get_float32_matmul_precision()}"
         if kind not in self.peaks:
             peak = self.peaks[kind] = matmul_peak(self.device, dtype)
             sheet = data_sheet_peak(self.device) if dtype.itemsize == 2 else None
@@ -155,8 +156,8 @@ class Ladder:
         plot_ladder(picture, self, title)
         print(f"saved: {picture}")
         if json_file:
-            peaks = {", ".join(map(str, kind)): peak for kind, peak in self.peaks.items()}
-            numbers = {"title": title, "peaks": peaks, "rungs": [asdict(r) for r in self.rungs]}
+            rungs = [asdict(rung) for rung in self.rungs]
+            numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
             Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
 
 

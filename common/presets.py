@@ -31,7 +31,7 @@ def preset(name: str, T: int = 1, **changes) -> GPTConfig:
     """The preset called name, with some fields changed. A name such as 4x2x128 is a model of 4
     layers, 2 heads and width 128. Raises UserError for an unknown name, and if rows of T tokens
     exceed the block size."""
-    own = re.fullmatch(r"(\d+)x(\d+)x(\d+)", name)
+    own = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name)
     if own:
         sizes = dict(zip(("n_layer", "n_head", "n_embd"), map(int, own.groups()), strict=True))
     elif name in PRESETS:

@@ -59,12 +59,21 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     vocab_size = min(c.vocab_size, VOCAB_SIZE)
     for name in ("transformer.wte.weight", "lm_head.weight"):
         state[name] = state[name][:vocab_size].clone()
-    tied = torch.equal(state["transformer.wte.weight"], state["lm_head.weight"])
-    sizes = dict(n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd, vocab_size=vocab_size)
-    sizes |= dict.fromkeys(("n_positions", "n_ctx"), c.block_size)
-    sizes |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), vocab_size - 1)
-    reference = GPT2LMHeadModel(GPT2Config(**sizes, **ends, tie_word_embeddings=tied))
+    config = GPT2Config(
+        n_layer=c.n_layer,
+        n_head=c.n_head,
+        n_embd=c.n_embd,
+        n_positions=c.block_size,
+        n_ctx=c.block_size,
+        vocab_size=vocab_size,
+        bos_token_id=vocab_size - 1,
+        eos_token_id=vocab_size - 1,
+        resid_pdrop=c.dropout,
+        embd_pdrop=c.dropout,
+        attn_pdrop=c.dropout,
+        tie_word_embeddings=torch.equal(state["transformer.wte.weight"], state["lm_head.weight"]),
+    )
+    reference = GPT2LMHeadModel(config)
     reference.load_state_dict(_transposed(state))
     reference.loss_type = "ForCausalLM"  # otherwise transformers guesses it, with a warning
     return reference.eval()

@@ -3,6 +3,7 @@ characters, up to a stop."""
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -41,23 +42,23 @@ def beginning_of(stop: str, text: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
+@dataclass
 class Voice:
     """Continues texts with a decoder, and with its compiled step if there is one."""
 
-    def __init__(
-        self, decoder: Decoder, step: Callable | None, max_new_tokens: int, stop: str | None = None
-    ):
-        self.decoder, self.step = decoder, step
-        self.max_new_tokens, self.stop = max_new_tokens, stop
-        self.vocab_size = decoder.model.config.vocab_size
+    decoder: Decoder
+    step: Callable | None
+    max_new_tokens: int
+    stop: str | None = None
 
     def continue_text(self, text: str, seed: int) -> Iterator[str]:
         """Yield the continuation of text, piece by piece."""
         device = next(self.decoder.parameters()).device
-        prompt = gpt2_tokenizer(self.vocab_size).encode_ordinary(text)
+        vocab_size = self.decoder.model.config.vocab_size
+        prompt = gpt2_tokenizer(vocab_size).encode_ordinary(text)
         ids = torch.tensor([prompt], device=device)
         new_ids = islice(decode(self.decoder, ids, seed, self.step), self.max_new_tokens)
-        yield from text_of((ids.item() for ids in new_ids), self.stop, self.vocab_size)
+        yield from text_of((ids.item() for ids in new_ids), self.stop, vocab_size)
 
 
 def converse(voice: Voice, seed: int, text: str) -> None:

@@ -60,7 +60,7 @@ def test_an_order_belongs_to_one_seed_and_one_epoch():
 def test_only_the_orders_in_use_are_kept():
     batches = Batches(np.arange(777), 4, 7)
     starts(batches, 10 * 28)
-    assert batches.epoch > 5 and len(batches._orders) <= 2
+    assert batches.epoch > 5 and batches._order.cache_info().currsize <= 2
 
 
 def test_at_most_16384_tokens_are_for_validation():

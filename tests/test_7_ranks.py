@@ -309,13 +309,6 @@ def test_a_sharded_models_blocks_and_loss_are_compiled(sharded, graphs):
     assert len(graphs) == 2 and "gelu" in graphs[0] and "cross_entropy" in graphs[1]
 
 
-def test_after_a_step_a_silent_rank_is_waited_for_half_an_hour(group):
-    options = group._get_backend(CPU).options
-    assert options._timeout == timedelta(hours=2)
-    Ranks(CPU, world_size=2).agree(torch.ones(()), torch.ones(()), stop=False)
-    assert options._timeout == timedelta(minutes=30)
-
-
 @pytest.mark.parametrize("error", [None, UserError, RuntimeError])
 def test_ranks_part_unless_one_may_be_alone(monkeypatch, error):
     """After an error on one rank, to end the group would be to wait for the others."""

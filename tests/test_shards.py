@@ -746,4 +746,3 @@ def test_stage_7_trains_on_shards(call, text_file):
     assert "700 for validation" in stdout and "npy files, mapped" in stdout
     losses = [float(x) for x in re.findall(r"validation.*? loss ([\d.]+)", stdout)]
     assert losses[-1] < losses[0] - 1
-    assert re.search(r"waited for data: [\d.]+ s", stdout)

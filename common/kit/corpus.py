@@ -47,7 +47,8 @@ class Corpus:
 
 
 def read_corpus(data: str) -> Corpus:
-    """The text called data: `tinyshakespeare`, `plays`, a text file, or a folder of .txt files.
+    """The text called data: `tinyshakespeare`, `plays`, a text file, or a folder of .txt and .md
+    files.
 
     Raises UserError for a path that does not exist or holds no text, and for a damaged download.
     A download leaves a whole file or none.
@@ -64,8 +65,9 @@ def read_corpus(data: str) -> Corpus:
         files = [path]
         if path.is_dir():
             os.listdir(path)  # raises for an unreadable folder, which rglob would treat as empty
-            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
-            source = f"{len(files)} .txt files in {data}"
+            found = sorted(path.rglob("*"))
+            files = [file for file in found if file.suffix in (".txt", ".md") and file.is_file()]
+            source = f"{len(files)} .txt and .md files in {data}"
         text = "\n".join(map(_read_text, files))
     except FileNotFoundError:
         raise UserError(
@@ -75,7 +77,7 @@ def read_corpus(data: str) -> Corpus:
         where = error.filename or path
         raise UserError(f"{where} can't be read: {error.strerror}; give another --data") from None
     if not files:
-        raise UserError(f"--data {data} is a folder without .txt files: give one with some")
+        raise UserError(f"--data {data} is a folder without .txt or .md files: give one with some")
     if not text.strip():
         raise UserError(f"--data {data} is empty: give a file with some text")
     return Corpus(path.resolve().name, text, source)

@@ -1,4 +1,4 @@
-"""The device a script runs on: pick it, seed it, synchronize with it, describe it."""
+"""The device a script runs on: pick it, synchronize with it, describe it."""
 
 import ctypes
 import gc
@@ -20,25 +20,26 @@ def pick_device(name: str = "auto") -> torch.device:
     found, or that torch can't use.
     """
     kind, _, index = name.partition(":")
-    fault = gpu_fault(int(index) if index.isdecimal() else 0) if kind in ("auto", "cuda") else None
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
+        raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
+    number = int(index or 0)
+    fault = gpu_fault(number) if kind in ("auto", "cuda") else None
     if fault and kind == "cuda":
         raise UserError(f"--device {name} can't be used: {fault}, or give --device cpu")
-    found = {
-        "cuda": torch.cuda.is_available() and not fault,
-        "mps": torch.backends.mps.is_available(),
-    }
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if torch.cuda.is_available() and not fault:
+        here.append("cuda")
     why = "as asked"
-    if name == "auto":
-        name = kind = next((kind for kind, there in found.items() if there), "cpu")
-        why = fault or "no GPU found" if name == "cpu" else "the GPU found"
-    if kind not in ("cpu", *found) or (":" in name and not index.isdecimal()):
-        raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not found.get(kind, True) or int(index or 0) >= count:
-        here = ", ".join(["cpu", *(kind for kind, there in found.items() if there)])
-        raise UserError(f"--device {name} is not on this machine: it has {here}; try --device auto")
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if device.type == "cpu":
+    if kind == "auto":
+        kind = here[-1]
+        why = fault or "no GPU found" if kind == "cpu" else "the GPU found"
+    if kind not in here or number >= (torch.cuda.device_count() if kind == "cuda" else 1):
+        there = ", ".join(here)
+        raise UserError(f"--device {name} is not on this machine: it has {there}; try auto")
+    device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)
+    if kind == "cpu":
         keep_freed_memory()
     print(f"device: {device} ({why}): {describe(device)}")
     return device
@@ -69,11 +70,6 @@ def quiet_compiler() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch's default generators, on all devices."""
-    torch.manual_seed(seed)
-
-
 def repeat_exactly(device: torch.device) -> None:
     """Make a training step on a CPU give the same bits each time. Otherwise the threads of a
     compiled step add up the gradient of the embedding in varying order."""
@@ -84,10 +80,8 @@ def repeat_exactly(device: torch.device) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has finished all its work. On a CPU nothing is pending."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def describe(device: torch.device) -> str:
@@ -128,9 +122,7 @@ def release_memory() -> None:
     """Return unused memory to the system. Call it between two models, not between steps."""
     torch._dynamo.reset()  # a compiled function holds on to its model
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

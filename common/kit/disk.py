@@ -6,6 +6,7 @@ Locks keep two processes from writing into the same folder.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -48,12 +49,12 @@ def check_room(folder: Path, need: float, what: str) -> None:
         raise UserError(f"{what} need about {need / 1e9:.1f} GB, and {room}")
 
 
-def lock(path: Path, wait: bool = False) -> FileLock | None:
+def lock(path: Path) -> FileLock | None:
     """Take an exclusive lock on the file `path`. It lasts until .release() or the end of the
-    process. None if another process holds it and `wait` is False."""
+    process. None if another process holds it."""
     held = FileLock(path)
     try:
-        held.acquire(timeout=-1 if wait else 0)
+        held.acquire(timeout=0)
     except Timeout:
         return None
     return held
@@ -78,16 +79,20 @@ def write_json(path: Path, value) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    sync(partial)
-    os.replace(partial, path)
+    write_bytes(path, text.encode())
 
 
 def save_figure(figure, path: Path) -> None:
     """Save a matplotlib figure as a PNG."""
-    partial = path.with_suffix(".partial")
-    figure.savefig(partial, format="png", dpi=130)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=130)
+    write_bytes(path, png.getvalue())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write it
+    partial.write_bytes(data)
+    sync(partial)
     os.replace(partial, path)
 
 
@@ -98,7 +103,7 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
     partial, old = (final.with_name(f".{final.name}{end}.partial") for end in ("", ".old"))
     try:
         final.parent.mkdir(exist_ok=True)
-        for leftover in final.parent.glob(".*.partial"):  # of a process that was killed
+        for leftover in (partial, old):  # of a process that was killed
             remove(leftover)
         partial.mkdir()
         yield partial

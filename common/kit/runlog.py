@@ -58,7 +58,7 @@ class RunLog:
         values = {"step": step} | values
         self.write(values)
         print("  ".join(PRINTED[k].format(v) for k, v in values.items() if k in PRINTED))
-        self.first = step if self.first is None or step < self.first else self.first
+        self.first = step if self.first is None else self.first
         self.left -= 1
         if step - self.first in (4, 49) and self.left > 0:  # the first steps' warm-up is over
             print(f"about {duration(self.left * values['ms'] / 1000)} to go")

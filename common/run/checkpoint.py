@@ -62,10 +62,11 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     for name, parameter in model.named_parameters():
         ranks.fill(parameter, weights and weights.get_tensor(name))
         state = optimizer.state[parameter]
-        for key in (key for key in (*ADAMW, *MUON) if f"{name}/{key}" in saved):
-            count = torch.zeros((), device=parameter.device)
-            state[key] = count if key == "step" else torch.zeros_like(parameter)
-            ranks.fill(state[key], moments and moments.get_tensor(f"{name}/{key}"))
+        for key in (*ADAMW, *MUON):
+            if f"{name}/{key}" in saved:
+                count = torch.zeros((), device=parameter.device)
+                state[key] = count if key == "step" else torch.zeros_like(parameter)
+                ranks.fill(state[key], moments and moments.get_tensor(f"{name}/{key}"))
     states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
     kind, mine = ranks.device.type, f"{ranks.rank}/"
     if any(f"{r}/{k}" not in states for r in range(ranks.world_size) for k in ("cpu", kind)):
@@ -90,6 +91,8 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
     Raises UserError if it can't be written; then nothing is left of it.
     """
     final = folder / f"step_{step:08d}"
+    for leftover in folder.glob(".step_*.partial"):  # of a process that was killed
+        remove(leftover)
     with whole_folder(final, "make room, and resume from the one before") as partial:
         for name in TENSORS:
             save_file(tensors[name], partial / f"{name}.safetensors")

@@ -7,7 +7,6 @@ Nothing is trained. The model card in the folder has the run's options and the l
 """
 
 import csv
-import io
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +46,10 @@ def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
     tokens = f"{step:,} of {config['total_batch_tokens']:,} tokens"
     found = {"command": shlex.join(command), "data": config["data"], "steps": tokens}
     log = folder / "metrics.csv"
-    with log.open(newline="") if log.exists() else io.StringIO() as file:
-        for row in csv.DictReader(file):
-            for title, column in COLUMNS.items():
-                if row.get(column) and int(row["step"]) <= step:
-                    found[title] = f"{float(row[column]):.4f} at step {int(row['step']):,}"
+    for row in csv.DictReader(log.read_text().splitlines() if log.exists() else []):
+        for title, column in COLUMNS.items():
+            if row.get(column) and int(row["step"]) <= step:
+                found[title] = f"{float(row[column]):.4f} at step {int(row['step']):,}"
     return found
 
 

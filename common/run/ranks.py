@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -83,7 +82,6 @@ class Ranks:
         numbers = torch.stack((loss, torch.full_like(loss, stop), unsharded(norm)))
         if self.world_size > 1:
             dist.all_reduce(numbers[:2])  # the norm is of averaged gradients: the same on all
-            _set_pg_timeout(timedelta(minutes=30))  # all have compiled: a longer wait is a hang
         loss, stopping, norm = numbers.tolist()
         return loss / self.world_size, norm, stopping > 0
 
@@ -174,8 +172,8 @@ def all_ranks(device_name: str) -> Iterator[Ranks]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
     device = _device_of_rank(device_name, local_rank)
     backend, its_gpu = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    # One rank may tokenize a large text while the others wait.
-    dist.init_process_group(backend, timeout=timedelta(hours=2), device_id=its_gpu)
+    # One rank may tokenize a text, or save a checkpoint, while the others wait. Longer is a hang.
+    dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=its_gpu)
     print(f"ranks: {world_size}, {backend}")
     try:
         yield Ranks(device, rank, world_size, local_rank)

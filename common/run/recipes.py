@@ -73,7 +73,8 @@ def read_recipe(name: str, options_class: type) -> dict:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        found = tomllib.loads(Path(name).read_bytes().decode())
+        text = Path(name).read_bytes().decode()
+        found = {option.replace("-", "_"): value for option, value in tomllib.loads(text).items()}
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         names = ", ".join(RECIPES)
@@ -84,7 +85,7 @@ def read_recipe(name: str, options_class: type) -> dict:
         given = parse(options_class, [f"--{k.replace('_', '-')}={v}" for k, v in found.items()])
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    return {k: getattr(given, k) for k in (option.replace("-", "_") for option in found)}
+    return {option: getattr(given, option) for option in found}
 
 
 def resolve(options, saved: dict | None, ranks: Ranks):

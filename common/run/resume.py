@@ -10,12 +10,11 @@ import torch
 from common.data import Tokens
 from common.init import tie_weights
 from common.kit.cli import UserError
-from common.kit.device import seed_everything
 from common.kit.disk import check_room, lock, read_json, remove, run_folder, write_json
 from common.model import GPT, GPTConfig
 from common.presets import preset
 from common.run import checkpoint
-from common.run.batches import Prefetcher
+from common.run.batches import RankBatches
 from common.run.export import facts
 from common.run.ranks import Ranks
 from common.run.recipes import run_config, saved_config
@@ -26,7 +25,6 @@ BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # per parameter: fp32, and at most
 MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
 # --restart deletes these, and replaces config.json last: it marks a folder that holds a run.
 FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
-OF_THE_RUN = ("skipped", "in_a_row", "text")  # in state.json
 
 
 class Run:
@@ -37,8 +35,8 @@ class Run:
 
     def __init__(self, options, ranks: Ranks):
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
-        self.restart, self.skipped, self.in_a_row = options.restart, 0, 0
-        self.text, self.questions = "", None  # a fingerprint of the text; HellaSwag's
+        self.restart, self.text, self.questions = options.restart, "", None  # set in main
+        self.in_a_row = 0  # steps that were skipped, up to the last one
         self.saved = ranks.from_main(lambda: self._open(options))
 
     def _open(self, options) -> dict | None:
@@ -83,8 +81,9 @@ class Run:
         check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
         run_folder(options.out)
         self._lock()
-        for path in (self.folder / name for name in FILES) if self.restart else ():
-            remove(path)
+        if self.restart:
+            for name in FILES:
+                remove(self.folder / name)
         write_json(self.folder / "config.json", run_config(options))
 
     def model(self, options, setting: Setting) -> GPT:
@@ -107,7 +106,7 @@ class Run:
         without = replace(setting, residual=False)  # `model` narrows the residual stream itself
         return build(preset(options.model, **sizes, **how), without, options.seed)
 
-    def restore(self, model: GPT, optimizer, scaler, batches: Prefetcher) -> int:
+    def restore(self, model: GPT, optimizer, scaler, batches: RankBatches) -> int:
         """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
         UserError if --data is another text."""
         if not (self.saved and "state" in self.saved):
@@ -120,8 +119,7 @@ class Run:
         if not restore_state(path, state, model, optimizer, scaler, batches, self.ranks):
             print("new random generators: the run had fewer ranks, or another kind of device")
             seed = self.saved["config"]["seed"]
-            seed_everything(seed + self.ranks.rank + state["step"] * self.ranks.world_size)
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+            torch.manual_seed(seed + self.ranks.rank + state["step"] * self.ranks.world_size)
         print(f"resumed from {self.saved['path']}")
         return state["step"]
 
@@ -133,15 +131,14 @@ class Run:
             found = f"step {step} was not taken: its loss is {loss}, its gradient norm {norm}"
             raise UserError(f"{found}: {how} with a lower --lr or --clip, or more --warmup-steps")
         self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
-        self.skipped += self.in_a_row > 0
         if self.in_a_row > MAX_SKIPPED:
             found = f"step {step}: gradients overflowed fp16 {self.in_a_row} times in a row"
             raise UserError(f"{found}: --resume with --dtype float32 or a lower --lr")
 
-    def save(self, step: int, model: GPT, optimizer, scaler, batches: Prefetcher, options) -> None:
+    def save(self, step: int, model: GPT, optimizer, scaler, batches, options) -> None:
         """Write a checkpoint after this many steps."""
-        state = {name: getattr(self, name) for name in OF_THE_RUN}
-        state |= {"step": step, "data": batches.state(), "scaler": scaler.state_dict()}
+        state = {"step": step, "data": batches.state(), "scaler": scaler.state_dict()}
+        state["text"] = self.text
         texts = {"state": state, "config": run_config(options)}
         path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
         print(f"saved: {path}")

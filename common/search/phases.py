@@ -7,15 +7,15 @@ import random
 from dataclasses import dataclass
 
 import optuna
-import torch
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from common.kit.cli import UserError
-from common.model import GPT, GPTConfig
+from common.model import GPTConfig
 from common.presets import preset
 
+WARMUP_STEPS = 10  # of a trial, and of a run with best.toml
 SPACE = ("lr", "batch_size", "block_size", "n_embd", "n_layer", "n_head")
 MAX_REPEATS = 20  # a sampler's attempts to find new values; then any untried ones are taken
 
@@ -80,13 +80,6 @@ def model_name(values: dict) -> str:
 
 def config_of(values: dict) -> GPTConfig:
     return preset(model_name(values), block_size=values["block_size"])
-
-
-def largest(space: dict[str, tuple]) -> int:
-    """The number of parameters of the space's largest model, counted without allocating it."""
-    with torch.device("meta"):
-        model = GPT(config_of({name: max(values) for name, values in space.items()}))
-    return sum(p.numel() for p in model.parameters()) - model.lm_head.weight.numel()  # it is tied
 
 
 def distributions(space: dict[str, tuple]) -> dict[str, CategoricalDistribution]:

@@ -15,10 +15,8 @@ from optuna.trial import FrozenTrial
 from common.kit.cli import UserError
 from common.kit.disk import save_figure, write_text
 from common.search.importance import importances, plot_importances
-from common.search.phases import model_name
+from common.search.phases import WARMUP_STEPS, model_name
 from common.search.study import Search, number_of
-
-WARMUP_STEPS = 10  # in a trial, and in a run with best.toml
 
 
 def report(search: Search, options, n_val: int) -> None:

@@ -16,9 +16,8 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from common.kit.cli import UserError
-from common.kit.disk import check_room, lock, read_json, run_folder, write_json
-from common.run.resume import BYTES_IN_CHECKPOINT
-from common.search.phases import Phase, distributions, largest, new_values
+from common.kit.disk import lock, read_json, run_folder, write_json
+from common.search.phases import Phase, distributions, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
 
@@ -37,19 +36,15 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     file = folder / "search.json"
     if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(f"{options.out} holds something else: give another --out")
-    held = lock(folder / ".lock", wait=True)
-    there = read_json(file) if file.exists() else given
+    with FileLock(folder / ".lock"):  # another process may have begun the same search
+        if not file.exists():
+            write_json(file, given)
+    there = read_json(file)
     for name in sorted(given.keys() | there.keys()):
         if given.get(name) != there.get(name):
             old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
             hint = "give that, or another --out"
             raise UserError(f"the search in {folder} has {name} {old}, not {new}: {hint}")
-    if not file.exists():
-        promoted = phases[min(1, len(phases) - 1)].trials
-        need = BYTES_IN_CHECKPOINT * largest(space) * (promoted + 1)
-        check_room(folder, need, "the checkpoints")
-        write_json(file, given)
-    held.release()
     return Search(folder, phases, space, options.sampler, options.seed, options.storage)
 
 
@@ -112,10 +107,12 @@ class Search:
             if k is None:
                 return None
             for noted in self.trials(k):
-                running = noted.state == TrialState.RUNNING  # or left by a process that died
-                if running and (trial := self._take(k, noted)):
-                    return trial
-            return self._take(k, self._add(k)) if len(self.trials(k)) < self.size(k) else None
+                if noted.state == TrialState.RUNNING:  # or left by a process that died
+                    if trial := self._take(k, noted):
+                        return trial
+            if len(self.trials(k)) < self.size(k):
+                return self._take(k, self._add(k))
+            return None
 
     def _add(self, k: int) -> FrozenTrial:
         """Add a new trial to phase k, in one transaction: a kill leaves all of it or nothing."""

@@ -22,7 +22,7 @@ import torch
 from common.evals import evaluate
 from common.kit.cli import UserError, run
 from common.kit.corpus import TINY_SHAKESPEARE_PLAYS, read_corpus, render_plays
-from common.kit.device import describe, pick_device, seed_everything
+from common.kit.device import describe, pick_device
 from common.kit.disk import run_folder, write_json
 from common.kit.measure import matmul_peak
 from common.kit.runlog import RunLog
@@ -31,6 +31,7 @@ from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.pretrained import export
 from common.run.batches import RankBatches
+from common.run.ranks import Ranks
 from common.run.recipes import LAPTOP_LENGTH, RECIPES
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
@@ -114,7 +115,7 @@ def main(options: Options) -> None:
     start = time.perf_counter() - time.process_time()  # the imports count, by their CPU time
     stage = importlib.import_module("6_gpt2_train_hyparam")
     device = pick_device(options.device)
-    seed_everything(options.seed)
+    torch.manual_seed(options.seed)
     folder = run_folder(f"{options.out}/{options.text}_{options.seed}")
     text, val_text = split_text(options.text)
     plan = stage.Options(**RECIPE)
@@ -125,7 +126,7 @@ def main(options: Options) -> None:
     setting = best_setting(config, B, T, device, compile=plan.compile)
     peak = matmul_peak(device, setting.dtype or torch.float32)
     model = build(config, setting, options.seed).to(device)
-    batches = RankBatches(tokens.numpy(), B, T, options.seed)
+    batches = RankBatches(tokens.numpy(), B, T, options.seed, Ranks(device))
     x, y = (ids.to(device) for ids in batches.batch_at(0))
     with autocast(device, setting.dtype):  # compiles
         loss_function(model, setting.compile)(x, y).backward()

@@ -1,4 +1,7 @@
 import numpy as np
+import torch
+
+from common.run.ranks import Ranks
 
 FILE = "common/run/batches.py"
 
@@ -13,7 +16,8 @@ def answer(module) -> dict:
                 taken.append((self.epoch + ahead, place))
                 return super()._window(i)
 
-        batches = Noted(np.arange(n_windows + 1), B, 1, rank=rank, world_size=world_size)
+        ranks = Ranks(torch.device("cpu"), rank, world_size)
+        batches = Noted(np.arange(n_windows + 1), B, 1, 0, ranks)
         for _ in range(step + 1):
             next(batches)
         return taken[-B:]
@@ -22,11 +26,10 @@ def answer(module) -> dict:
 
 
 WRONG = {
-    "both take": [("self.position + self.rank * self.B", "self.position")],
+    "both take": [("self.position + self.ranks.rank * self.B", "self.position")],
     "is taken for the second time": [
-        ("self.advance(self.world_size * self.B)", "self.advance(self.B)")],
-    "is left out": [
-        ("self.advance(self.world_size * self.B)", "self.advance(self.world_size * self.B + 1)")],
+        ("self.advance(self.ranks.world_size * self.B)", "self.advance(self.B)")],
+    "is left out": [("(self.ranks.world_size * self.B)", "(self.ranks.world_size * self.B + 1)")],
     "the epoch comes first": {
         "windows_of": lambda step, rank, world_size, B, n_windows: [
             divmod((step * world_size + rank) * B + i, n_windows)[::-1] for i in range(B)]},
