@@ -8,9 +8,9 @@ first one before this script: the whole course uses that model.
 
 You will see each part of the model: the shape of its weight, its number of parameters, and the
 shape of its output for a batch of ids. That makes 163,037,184 parameters as built here, and
-124,439,808 once the head shares the token embedding's matrix (stage 4). Two checks follow. No
-position sees its future. The loss of the untrained model is about 11.0, slightly above ln(50257) =
-10.82, the loss of a uniform guess; it varies by about 0.1 with the random ids.
+124,439,808 once the output head shares the token embedding's matrix (stage 4). Two checks follow.
+No position sees its future. The loss of the untrained model is about 11.0, slightly above ln(50257)
+= 10.82, the loss of a uniform guess; it varies by about 0.1 with the random ids.
 """
 
 import math
@@ -28,7 +28,7 @@ MAX_TO_BUILD = 10**9  # parameters; a larger model stays on the "meta" device: s
 
 @dataclass
 class Options:
-    model: str = "gpt2"  # build this preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b
+    model: str = "gpt2"  # build this preset: gpt-nano … gpt2-xl, gpt3-125m … gpt3-13b, or 4x2x128
     batch_size: int = 4  # check it with this many rows of random ids
     block_size: int = 64  # put this many tokens in each row
     seed: int = 1337  # change it to draw other weights and ids

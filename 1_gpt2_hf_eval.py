@@ -2,7 +2,7 @@
 
 New here: common/tokenizer.py (text to ids), common/pretrained.py (weights), common/generate.py
 (sampling), common/evals.py (loss, perplexity, bits per byte) and common/hellaswag.py (a test of
-common sense). Read them in this order.
+common sense). Read them in this order; skim the last one.
 
     python 1_gpt2_hf_eval.py                  # OpenAI's 124M; half a minute
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
@@ -78,7 +78,7 @@ def compare(model, reference, ids: torch.Tensor) -> None:
 
 def main(options: Options) -> None:
     questions = None
-    if options.hellaswag or options.hellaswag_file:
+    if options.hellaswag or options.hellaswag_file or options.hellaswag_limit:
         questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
     if options.export:
         check_new_folder(options.export)

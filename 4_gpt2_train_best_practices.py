@@ -7,11 +7,11 @@ seed are stage 3's. Three models train on the same batches, so only their initia
 
 You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
 standard deviation of the residual stream after the last block. PyTorch draws an embedding from
-normal(0, 1). With the head tied to it, logits have a standard deviation of √C. The residual stream
-also still contains the embedding of the token just read, so that token's logit is far above the
-others: the model predicts that each token repeats, and the loss starts at about 82. With GPT-2's
-initialization it starts at about 10.83, and after 100 steps the validation loss is about that of
-the first model, with half the parameters. metrics.png shows the three curves.
+normal(0, 1). With the head tied to it, a logit sums C products of size 1, so its standard deviation
+is √C. The residual stream also still contains the embedding of the token just read, so that token's
+logit is far above the others: the model predicts that each token repeats, and the loss starts at
+about 82. With GPT-2's initialization it starts at about 10.83, and after 100 steps the validation
+loss is about that of the first model, with half the parameters. metrics.png shows the three curves.
 """
 
 import math
@@ -107,10 +107,11 @@ def main(options: Options) -> None:
             n_params = sum(p.numel() for p in model.parameters())
             table.append((name, n_params, first, std, last, after.loss))
 
-    print(f"\n{'':<18}{'parameters':>12}{'step 0':>9}{'std':>9}{'last':>9}{'validation':>12}")
+    losses = f"{'first loss':>12}{'last loss':>11}{'val loss':>10}"
+    print(f"\n{'':<18}{'parameters':>12}{'std':>7}{losses}")
     for name, n_params, first, std, last, after in table:
-        print(f"{name:<18}{n_params:>12,}{first:>9.3f}{std:>9.3f}{last:>9.3f}{after:>12.3f}")
-    print(f"a guess among {config.vocab_size:,}{math.log(config.vocab_size):>19.3f}")
+        print(f"{name:<18}{n_params:>12,}{std:>7.3f}{first:>12.3f}{last:>11.3f}{after:>10.3f}")
+    print(f"a guess among {config.vocab_size:,}{math.log(config.vocab_size):>29.3f}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ The second command is for a GPU. You will see one row per rung, each on top of t
 median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
 first loss is from rung 0's, and the validation loss after the last step. MFU (model FLOPs
 utilization) is relative to the fastest matrix product that this machine does in that precision;
-papers divide by the data sheet's peak instead. A rung is skipped, with the reason, if this machine
-lacks it or memory does not hold it; the attention kernel is also skipped if it is slower here.
+papers divide by the data sheet's peak instead. A kernel is one function on the device; a fused
+kernel does the work of several. A rung is skipped, with the reason, if this machine lacks it,
+memory does not hold it, or its attention kernel is slower here.
 
 Then comes Hugging Face's model, with the same autocast, compilation and optimizer but its own
 attention, vocabulary and residual stream; on Linux CPUs once more, without our settings of the
@@ -70,7 +71,7 @@ def speedups(device: torch.device) -> list[tuple]:
         ("attention", {"attention": flash_attention}, "no (T, T) matrix in memory"),
         ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: full tiles"),
         ("compile", {"compile": True}, "fused kernels: less memory traffic"),
-        ("fused AdamW", {"fused": True}, "one pass over weights, gradients and moments"),
+        ("fused AdamW", {"fused": True}, "one pass over all weights, not one per operation"),
         ("residual", {"residual": True}, "16 bits from block to block: less memory traffic"),
     ]
 
@@ -143,9 +144,10 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                 rung = measure(f"{k} {name}", setting, *fixed)
                 ladder.add(rung, done[-1][0] if done else None)
                 if not done:
-                    left = (len(options.rungs) + 2) * sum(rung.ms) / 1000 + 60
+                    left = (len(options.rungs) + 2) * sum(rung.ms) / 1000
+                    left += 60 if max(options.rungs) >= 5 else 0  # to compile
                     print(f"{'':14} about {duration(left)} to go at most")
-                if setting.compile:
+                if "compile" in change:
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
                 done.append((rung, setting))
     if not done:
@@ -173,16 +175,14 @@ def main(options: Options) -> None:
     tokens = load_tokens(options.data)
     Batches(tokens.train, B, T)  # raises now if the text is too short
     folder = run_folder(options.out)
-    (folder / "ladder.png").unlink(missing_ok=True)  # from an earlier run
     print(f"{options.model}, batches of {B} × {T} tokens, {options.steps} steps per rung")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<11} {why}")
     print()
     ladder = Ladder(config, B, T, device)
-    try:
+    title = f"{options.model}, {B} × {T} tokens"
+    with ladder.saved(folder / "ladder.png", options.json, title):
         climb(ladder, config, tokens, options, device)
-    finally:
-        ladder.save(folder / "ladder.png", options.json, f"{options.model}, {B} × {T} tokens")
 
 
 if __name__ == "__main__":

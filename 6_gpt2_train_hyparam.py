@@ -4,7 +4,7 @@ New here: common/optim.py (what decays, AdamW, the learning rate of a step; Muon
 new in `train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up
 and decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice,
 only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon (2024)
-and a smaller vocabulary are there to try.
+and a smaller vocabulary are there to try: skip them at first.
 
     python 6_gpt2_train_hyparam.py    # a small GPT, 1.5 minutes on two cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
@@ -80,7 +80,7 @@ def train(
 ) -> Evaluation:
     """Train model on the batches. Returns how well it then predicts the ids val (N,)."""
     device = next(model.parameters()).device
-    # new: biases and LayerNorms do not decay; AdamW has GPT-3's betas
+    # new: only matrices decay, by 0.1 (so far all weights, by PyTorch's 0.01); GPT-3's betas
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas)
     # new, and not in GPT-3's paper: Muon, which learns more in the same time with more weight decay

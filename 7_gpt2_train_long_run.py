@@ -193,7 +193,7 @@ def main(options: Options) -> None:
             raise UserError(f"the run is at step {first}: give a larger {name}")
         with ranks.first():
             tokens = open_tokens(options.data, options.vocab_size)
-            if options.eval_hellaswag or options.hellaswag_file:
+            if options.eval_hellaswag or options.hellaswag_file or options.hellaswag_limit:
                 run.questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
         run.text = fingerprint(tokens)
         batches = RankBatches(tokens.train, B, T, options.seed, ranks)

@@ -16,7 +16,7 @@ and the change in bits per byte of validation text (Δbits). Hugging Face's `gen
 rung 0 again.
 
 The other two stream text. With --interactive you type a line at a time, and the model continues all
-the text so far. Ctrl-C ends an answer, Ctrl-D the session.
+the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-D the session.
 """
 
 from collections.abc import Callable
@@ -185,17 +185,14 @@ def show_ladder(model: GPT, options: Options, device: torch.device) -> None:
         raise UserError(f"{n} new tokens are too few to time: {hint}")
     val = load_tokens(options.data, vocab_size).val[: options.eval_tokens].astype("int64")
     folder = run_folder(options.out)
-    (folder / "ladder.png").unlink(missing_ok=True)  # it would show another run
     print(f"greedy: {n} new tokens after a prompt of {len(prompt)}; rung 0 decodes half of them")
     for k, (name, _, why) in enumerate(speedups(device)):
         print(f"  {k} {name:<12} {why}")
     ids = torch.tensor([prompt], device=device)
     ladder = DecodeLadder(model, ids)
-    try:
+    title = f"{options.model}, {n} new tokens"
+    with ladder.saved(folder / "ladder.png", options.json, title):
         climb(ladder, model, ids, torch.from_numpy(val), n, options.rungs)
-    finally:
-        title = f"{options.model}, {n} new tokens"
-        ladder.save(folder / "ladder.png", options.json, title)
 
 
 def voice(model: GPT, S: int, options: Options) -> Voice:

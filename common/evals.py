@@ -22,7 +22,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """The model is as unsure as by a guess among so many tokens."""
+        """The model is as unsure as a guess among this many tokens."""
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property

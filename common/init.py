@@ -5,7 +5,7 @@
 | wte (and lm_head, tied)    | normal(0, 0.02)              | OpenAI's gpt-2/src/model.py        |
 | wpe                        | normal(0, 0.01)              | the same                           |
 | linear weights             | normal(0, 0.02)              | the same                           |
-| c_proj, into the residual  | normal(0, 0.02/√(2·n_layer)) | GPT-2 paper, section 2.3           |
+| c_proj (2·n_layer add up)  | normal(0, 0.02/√(2·n_layer)) | GPT-2 paper, section 2.3           |
 | biases; LayerNorm          | 0; weight 1, bias 0          | OpenAI's code                      |
 """
 

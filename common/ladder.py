@@ -15,7 +15,7 @@ from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
 WARMUP_STEPS = 2  # not timed: the first step may compile
-MAX_LOSS_DIFFERENCE = 0.02  # nats, at the first step; bf16 stores 7 bits of mantissa
+MAX_LOSS_DIFFERENCE = 0.02  # nats, at the first step; bf16 has 8 bits of precision
 MAX_DRIFT = 0.15  # the share by which the first rung's time may differ at the end
 
 
@@ -148,8 +148,17 @@ class Ladder:
             print(f"{'':14} the fastest product: {peak / 1e12:.3g} TFLOP/s{share}")
         return self.peaks[kind]
 
+    @contextlib.contextmanager
+    def saved(self, picture: Path, json_file: str | None, title: str):
+        """When the block ends, even by Ctrl-C, plot what was measured, and write all numbers to
+        json_file if asked to."""
+        picture.unlink(missing_ok=True)  # from an earlier run
+        try:
+            yield
+        finally:
+            self.save(picture, json_file, title)
+
     def save(self, picture: Path, json_file: str | None, title: str) -> None:
-        """Plot what was measured, even if not all was, and write all numbers if asked to."""
         if not any(rung.ms for rung in self.rungs):
             return
         title = f"{title}, {describe(self.device)}"

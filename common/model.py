@@ -35,12 +35,12 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            hint = "give an n_embd that is a multiple of n_head"
+            hint = "give a width that is a multiple of the heads"
             raise UserError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
 
     def flops_per_token(self, T: int) -> int:
-        """FLOPs, forward and backward: 6 per weight of a matrix, and 12·C·T per layer for attention
-        (PaLM, Chowdhery et al., 2022, appendix B). A multiply-add counts as 2."""
+        """FLOPs: per weight of a matrix 2 forward (a multiply-add) and 4 backward, and 12·C·T per
+        layer for attention (PaLM, Chowdhery et al., 2022, appendix B)."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T
 
@@ -103,9 +103,9 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
     def forward(self, idx, targets=None):
-        """Logits (B, T, vocab_size) for ids (B, T) int64, and with targets (B, T) the mean
-        cross-entropy in nats (natural logarithms), else None. Raises UserError if T exceeds the
-        block size."""
+        """The logits (B, T, vocab_size) for ids (B, T) int64, scores before the softmax, and with
+        targets (B, T) the mean cross-entropy in nats (natural logarithms), else None. Raises
+        UserError if T exceeds the block size."""
         T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
         if not 0 < T <= limit:
             raise UserError(f"{T} tokens do not fit a block size of {limit}: shorten the sequence")

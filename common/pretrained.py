@@ -1,7 +1,8 @@
 """Hugging Face's weights into our GPT, and ours into a folder that `transformers` loads.
 
 The names of the weights are the same. Two things differ: Hugging Face uses OpenAI's Conv1D, whose
-matrices are the transpose of nn.Linear's, and it ties the head to the token embedding on loading.
+matrices are the transpose of nn.Linear's, and its head is tied to the token embedding, of which
+ours gets a copy.
 """
 
 import os

@@ -1,9 +1,9 @@
 """Exercise 12, stage 6: the learning rate of a step.
 
-AdamW divides by a running mean of squared gradients, which at first is a mean of only a few, so the
-first steps are kept small (warm-up). Later, ever smaller steps settle what large ones left rough
-(decay). The learning rate rises in a straight line to its maximum, then falls as half a cosine to a
-tenth of it, and stays there:
+AdamW divides by the root of a running mean of squared gradients. At first this mean is of only a
+few, so the first steps are kept small (warm-up). Later, ever smaller steps settle what large ones
+left rough (decay). The learning rate rises in a straight line to its maximum, then falls as half a
+cosine to a tenth of it, and stays there:
 
     steps 0 to warmup_steps - 1    lr · (step + 1) / warmup_steps
     step warmup_steps              lr

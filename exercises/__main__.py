@@ -15,12 +15,12 @@ def main(numbers: list[str]) -> None:
     if {"-h", "--help"} & set(numbers):
         print(__doc__)
         return
-    numbers = {number.zfill(2)[:2] for number in numbers}  # 4, 04 or 04_top_k
-    if unknown := numbers - {name[:2] for name in NAMES}:
+    chosen = {n: [name for name in NAMES if n.zfill(2) in (name, name[:2])] for n in numbers}
+    if unknown := [number for number, found in chosen.items() if not found]:
         wanted = f"give some of 01 to {NAMES[-1][:2]}"
-        print(f"error: there is no exercise {min(unknown)}: {wanted}", file=sys.stderr)
+        print(f"error: there is no exercise {unknown[0]}: {wanted}", file=sys.stderr)
         sys.exit(2)
-    names = [name for name in NAMES if name[:2] in numbers or not numbers]
+    names = sorted(sum(chosen.values(), [])) or NAMES  # 4, 04 or 04_top_k
     left = []
     for name in names:
         found = mark(name)

@@ -65,8 +65,12 @@ def check(answer) -> None:
         if not torch.equal(next(pair[0])[0], next(pair[1])[0]):
             raise Wrong("the same seed gives another order: draw from a generator of its own, made "
                         "from (seed, epoch)")  # fmt: skip
-    if starts(answer, 2) == found:
+    other = starts(answer, 2)
+    if other == found:
         raise Wrong("seeds 1 and 2 give the same order: draw it from (seed, epoch)")
+    if other[:N_WINDOWS] == two:
+        raise Wrong("epoch 1 of seed 1 has the order of epoch 0 of seed 2: seed with the pair "
+                    "(seed, epoch), not with their sum")  # fmt: skip
 
 
 def why_not_once(found: list[int], epoch: int, windows: list[int]) -> str:

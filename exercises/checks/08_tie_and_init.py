@@ -72,6 +72,8 @@ def check_std(name, tensor, untouched: bool) -> None:
     right = RESIDUAL if "c_proj" in name else 0.01 if "wpe" in name else 0.02
     found = tensor.std().item()
     if abs(found / right - 1) < TOLERANCE:
+        if abs(tensor.mean().item()) > right / 2:
+            raise Wrong(f"{name} has a mean of {tensor.mean():.4f}, not 0")
         return
     why = ""
     if untouched:

@@ -12,6 +12,7 @@ WARM = {
         0.0: "it is wasted: warm up from lr / warmup_steps",
         1.0: "there is no warm-up",
         1 / 11: "divide by warmup_steps, so that its last step has the maximum",
+        0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2: "the warm-up's value is not returned",
     }),
     4: (0.5, {}),
     9: (1.0, {}),

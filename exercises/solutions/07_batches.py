@@ -31,6 +31,7 @@ WRONG = {
     "epoch 1 has the order of epoch 0": [("(self.seed, epoch)", "self.seed")],
     "another order": [("default_rng((self.seed, epoch))", "default_rng()")],
     "seeds 1 and 2 give": [("(self.seed, epoch)", "(0, epoch)")],
+    "not with their sum": [("default_rng((self.seed, epoch))", "default_rng(self.seed + epoch)")],
     "an epoch ends after 8": [
         ("n_windows, self.n_windows)", "n_windows, self.n_windows // 2 * 2)")],
     "times, and": [("return np.random.default_rng((self.seed, epoch)).permutation(self.n_windows)",

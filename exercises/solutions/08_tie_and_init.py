@@ -20,6 +20,7 @@ WRONG = {
     "not a variance": [("normal_(0, std,", "normal_(0, std**0.5,")],
     "wpe.weight has": [("0.01 if", "0.02 if")],
     "bias is to be 0": [("part.bias is not None", "False")],
+    "a mean of": [("normal_(0, std", "normal_(std, std")],
     "ln_1.weight is to be 1": [("part.weight.fill_(1)", "draw(part.weight, 0.02)")],
     "two blocks have the same": [
         ("generator=generator)", "generator=torch.Generator().manual_seed(seed))")],

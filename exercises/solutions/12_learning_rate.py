@@ -13,6 +13,7 @@ WRONG = {
     "a whole cosine": [("math.pi *", "2 * math.pi *")],
     "the cosine goes to 0": [("floor: float = 0.1", "floor: float = 0.0")],
     "divide by steps - warmup_steps": [("/ (steps - warmup_steps)", "/ steps")],
+    "is not returned": [("return lr * (step + 1) / warmup_steps", "pass")],
     "not 0.1 · lr": [("return lr * floor\n", "return floor\n")],
     "warm-up is a step too long": [("step < warmup_steps", "step <= warmup_steps")],
     "it rises again": [("if step >= steps", "if step > 999")],
