@@ -267,6 +267,15 @@ def test_a_new_log_in_an_old_folder_begins_anew(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == ["0,,,,,,8.5"]
 
 
+@pytest.mark.parametrize("losses, words", [([9, 7, 8], "was 7.0000, at step 1\n"), ([9, 8], "")])
+def test_a_lowest_validation_loss_before_the_last_is_named(tmp_path, capsys, losses, words):
+    with log_of(tmp_path) as log:
+        for step, loss in enumerate(losses):
+            log.val(step, loss)
+    said = capsys.readouterr().out
+    assert words in said and ("the lowest" in said) == bool(words)
+
+
 def test_a_rank_that_does_not_write_has_a_log_without_a_folder(tmp_path):
     with log_of(None) as log:
         log.row(step=0, loss=1.0, norm=1.0, ms=1.0, tokens_per_s=1.0)

@@ -60,9 +60,8 @@ class RunLog:
         print("  ".join(PRINTED[k].format(v) for k, v in values.items() if k in PRINTED))
         self.first = step if self.first is None else self.first
         self.left -= 1
-        seconds = self.left * values["ms"] / 1000
-        if step - self.first in (4, 49) and seconds > 1:  # the first steps' warm-up is over
-            print(f"about {duration(seconds)} to go")
+        if step - self.first in (4, 49) and self.left > 0:  # the first steps' warm-up is over
+            print(f"about {duration(self.left * values['ms'] / 1000)} to go")
 
     def val(self, step: int, val_loss: float, **values) -> None:
         """Write the validation loss before training step `step`."""

@@ -48,3 +48,7 @@ class LongRunLog(TrackedLog):
     def __exit__(self, *_):
         if self.folder:
             super().__exit__()
+            found = [(row["val_loss"], row["step"]) for row in self.rows() if row["val_loss"]]
+            lowest, step = min(found, key=lambda row: float(row[0]), default=("", ""))
+            if found and step != found[-1][1]:  # a model that overfits, for example
+                print(f"the lowest validation loss was {float(lowest):.4f}, at step {step}")
