@@ -166,7 +166,8 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            n_here = n // 2 if k == 0 else n if way.B == 1 else min(n, 32)  # slow rungs: fewer
+            fewer = n // 2 if k == 0 else min(n, 32)  # where a step is slow
+            n_here = fewer if k == 0 or way.B > 1 else n
             rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)

@@ -9,6 +9,7 @@ after each part, and replaces an older one: Ctrl-C keeps the parts that are done
 """
 
 import csv
+import math
 import os
 import platform
 import re
@@ -59,7 +60,7 @@ def parts(device: torch.device) -> list[Part]:
     ladders, decoding, training, B = [""], "--max-new-tokens 128", "--steps 30", 8
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-        B = max(2, 2 ** int(gib / 1.2).bit_length() // 2)  # rows: 64 in 80 GB, 16 in 24
+        B = max(2, 2 ** int(math.log2(gib / 1.2)))  # rows: 64 in 80 GB, 16 in 24
         training = "--steps 14 --recipe gpt2-124m --eval-tokens 4096 --keep 1"
         training += "" if gib > 39 else " --total-batch-tokens 131072"
         # Rung 0's attention scores limit the batch; the upper rungs also run with a larger one.
