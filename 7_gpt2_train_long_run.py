@@ -43,9 +43,9 @@ from common.run.tokenfiles import open_tokens
 from common.speed import Setting, autocast, setting_of
 from common.tokenizer import gpt2_tokenizer
 
+OF_A_STEP = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu")
 HELLASWAG = ("hellaswag_by_character", "hellaswag_by_token")
-COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu")
-COLUMNS = (*COLUMNS, "val_loss", "bits_per_byte", *HELLASWAG)
+COLUMNS = (*OF_A_STEP, "val_loss", "bits_per_byte", *HELLASWAG)
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 

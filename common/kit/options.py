@@ -1,4 +1,4 @@
-"""A script's options: a dataclass, its source the help, filled in from the command line."""
+"""A script's options: a dataclass, filled in from the command line. Its comments are the help."""
 
 import argparse
 import difflib
