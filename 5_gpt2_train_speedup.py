@@ -147,7 +147,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                     left = (len(options.rungs) + 2) * sum(rung.ms) / 1000
                     left += 60 if max(options.rungs) >= 5 else 0  # to compile
                     print(f"{'':14} about {duration(left)} to go at most")
-                if "compile" in change:
+                if setting.compile and not any(each.compile for _, each in done):
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
                 done.append((rung, setting))
     if not done:

@@ -124,7 +124,7 @@ def train(
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
-            # new: from pinned memory, so the copy overlaps with the GPU's work
+            # new: the batch is in pinned memory, so its copy to the GPU need not be waited for
             x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
             # new: the ranks all-reduce gradients once per step, in the last micro-batch
             with ranks.exchanging(loss_of, now=micro == n_micro - 1):

@@ -10,8 +10,8 @@ The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 
 This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
 the best of them are promoted to more steps, and the best of those again. The script prints each
-trial's validation loss, the best of the last losses of all trials, and the time left; then a table
-of the best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates
+trial's validation loss, the best loss at the end of a phase, and the time left; then a table of the
+best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates
 of 1e-5 and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not
 compare them with stage 6's, over all 16,384. After an interruption, the same command resumes.
 Started twice, the two processes share the work (for one per GPU, add --device cuda:1).
@@ -70,8 +70,8 @@ class Options:
 
 
 class SearchLog:
-    """Prints a line for each validation loss, with the best of the trials' last losses so far, and
-    the time left."""
+    """Prints a line for each validation loss, with the best at the end of a phase so far, and the
+    time left."""
 
     def __init__(self, search: Search):
         self.search, self.start, self.first = search, time.perf_counter(), search.steps_done()

@@ -14,7 +14,8 @@ IGNORE = -100  # a target that does not count: cross_entropy's default ignore_in
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss in nats over `tokens` predicted tokens, which are `bytes` bytes of text."""
+    """The mean loss in nats over `tokens` predicted tokens, which are `bytes` bytes of text
+    (<|endoftext|> is none)."""
 
     loss: float
     tokens: int
@@ -28,7 +29,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float:
         """Comparable between tokenizers. The loss per token is not."""
-        return self.loss * self.tokens / math.log(2) / self.bytes
+        return self.loss * self.tokens / math.log(2) / (self.bytes or 1)
 
     def __str__(self):
         return (

@@ -28,10 +28,9 @@ def generate(
 ) -> torch.Tensor:
     """Extend ids (B, T) int64 to (B, T + max_new_tokens), each row on its own.
 
-    Temperature 0 is greedy: always the most probable token. top_k samples from the k most probable
-    tokens (Fan et al., 2018). With a seed the sample is reproducible. In a text longer than the
-    block size, the model sees only the last block_size tokens. A model's ids beyond GPT-2's
-    vocabulary (padding) are never sampled.
+    Temperature 0 always takes the most probable token (greedy). top_k samples from the k most
+    probable ones (Fan et al., 2018). With a seed the sample is reproducible. The model sees only
+    the last block_size tokens. Ids beyond GPT-2's vocabulary (padding) are never sampled.
     """
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     was_training = model.training

@@ -153,21 +153,17 @@ class Ladder:
         """When the block ends, even by Ctrl-C, plot what was measured, and write all numbers to
         json_file if asked to."""
         picture.unlink(missing_ok=True)  # from an earlier run
+        title = f"{title}, {describe(self.device)}"
         try:
             yield
         finally:
-            self.save(picture, json_file, title)
-
-    def save(self, picture: Path, json_file: str | None, title: str) -> None:
-        if not any(rung.ms for rung in self.rungs):
-            return
-        title = f"{title}, {describe(self.device)}"
-        plot_ladder(picture, self, title)
-        print(f"saved: {picture}")
-        if json_file:
-            rungs = [asdict(rung) for rung in self.rungs]
-            numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
-            Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
+            if any(rung.ms for rung in self.rungs):
+                plot_ladder(picture, self, title)
+                print(f"saved: {picture}")
+                rungs = [asdict(rung) for rung in self.rungs]
+                numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
+                if json_file:
+                    Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:

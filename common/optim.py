@@ -68,9 +68,8 @@ class Muon:
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with its singular values brought near 1 (those far below the largest stay small)
-    by five steps of Newton-Schulz, each a polynomial a·X + b·XXᵀX + c·(XXᵀ)²X. In bf16 if the
-    device has it, else fp32."""
+    """The matrix with most of its singular values near 1, by five steps of Newton-Schulz, each a
+    polynomial a·X + b·XXᵀX + c·(XXᵀ)²X. In bf16 if the device has it, else fp32."""
     is_tall, (a, b, c) = matrix.size(0) > matrix.size(1), (3.4445, -4.7750, 2.0315)
     native = autocast_dtype(matrix.device) is torch.bfloat16
     X = matrix.to(torch.bfloat16 if native else torch.float32)

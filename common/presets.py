@@ -1,8 +1,5 @@
-"""Sizes by name: small models for a CPU, GPT-2's four, and GPT-3's (Brown et al., 2020, table 2.1).
-
-Two rows of that table do not add up: here 1.3B has 16 heads of 128 (not 24), and 13B is 5120 wide
-(not 5140). The comments count the parameters with the head tied to the token embedding.
-"""
+"""Sizes by name: small models for a CPU, GPT-2's four, and GPT-3's (Brown et al., 2020, table 2.1),
+with the number of parameters if the head is tied to the token embedding."""
 
 import re
 
@@ -20,9 +17,11 @@ PRESETS = {
     "gpt3-125m": dict(n_layer=12, n_head=12, n_embd=768, block_size=2048),  # 125,226,240
     "gpt3-350m": dict(n_layer=24, n_head=16, n_embd=1024, block_size=2048),  # 355,871,744
     "gpt3-760m": dict(n_layer=24, n_head=16, n_embd=1536, block_size=2048),  # 760,300,032
+    # The paper's table has 24 heads for this one, which do not add up to its width, …
     "gpt3-1.3b": dict(n_layer=24, n_head=16, n_embd=2048, block_size=2048),  # 1,315,723,264
     "gpt3-2.7b": dict(n_layer=32, n_head=32, n_embd=2560, block_size=2048),  # 2,651,553,280
     "gpt3-6.7b": dict(n_layer=32, n_head=32, n_embd=4096, block_size=2048),  # 6,658,404,352
+    # … and a width of 5140 for this one.
     "gpt3-13b": dict(n_layer=40, n_head=40, n_embd=5120, block_size=2048),  # 12,853,386,240
 }
 

@@ -6,6 +6,7 @@ python -m exercises 01 02     # only these
 
 import os
 import sys
+from pathlib import Path
 from textwrap import fill
 
 from exercises.marking import NAMES, mark
@@ -15,12 +16,12 @@ def main(numbers: list[str]) -> None:
     if {"-h", "--help"} & set(numbers):
         print(__doc__)
         return
-    chosen = {n: [name for name in NAMES if n.zfill(2) in (name, name[:2])] for n in numbers}
-    if unknown := [number for number, found in chosen.items() if not found]:
-        wanted = f"give some of 01 to {NAMES[-1][:2]}"
-        print(f"error: there is no exercise {unknown[0]}: {wanted}", file=sys.stderr)
+    wanted = {Path(number).stem.zfill(2): number for number in numbers}  # 4, 04 or 04_top_k.py
+    names = [name for name in NAMES if {name, name[:2]} & wanted.keys() or not wanted]
+    if unknown := wanted.keys() - {*names, *(name[:2] for name in names)}:
+        hint = f"give some of 01 to {NAMES[-1][:2]}"
+        print(f"error: there is no exercise {wanted[min(unknown)]}: {hint}", file=sys.stderr)
         sys.exit(2)
-    names = sorted(sum(chosen.values(), [])) or NAMES  # 4, 04 or 04_top_k
     left = []
     for name in names:
         found = mark(name)

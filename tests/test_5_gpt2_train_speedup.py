@@ -598,12 +598,12 @@ def test_a_gpu_that_torch_can_not_use(monkeypatch, capsys, error, words):
         assert words in said and "install" in said
 
 
-def test_a_gpus_memory_is_released_too(monkeypatch):
+def test_apples_memory_is_released_too(monkeypatch):
     released = []
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: released.append(1))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: released.append("mps"))
     release_memory()
-    assert released == [1]
+    assert released == ["mps"]
 
 
 def test_bad_input(refused, text_file):

@@ -66,7 +66,7 @@ def read_corpus(data: str) -> Corpus:
         if path.is_dir():
             os.listdir(path)  # raises for an unreadable folder, which rglob would treat as empty
             found = sorted(path.rglob("*"))
-            files = [file for file in found if file.suffix in (".txt", ".md") and file.is_file()]
+            files = [f for f in found if f.suffix.lower() in (".txt", ".md") and f.is_file()]
             source = f"{len(files)} .txt and .md files in {data}"
         text = "\n".join(map(_read_text, files))
     except FileNotFoundError:

@@ -20,7 +20,8 @@ def pick_device(name: str = "auto") -> torch.device:
     found, or that torch can't use.
     """
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in name and not index.isdecimal()):
+    known = name == "auto" or kind in ("cpu", "cuda", "mps")
+    if not known or (":" in name and not index.isdecimal()):
         raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
     number = int(index or 0)
     fault = gpu_fault(number) if kind in ("auto", "cuda") else None
@@ -122,7 +123,9 @@ def release_memory() -> None:
     """Return unused memory to the system. Call it between two models, not between steps."""
     torch._dynamo.reset()  # a compiled function holds on to its model
     gc.collect()
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

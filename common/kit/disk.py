@@ -90,7 +90,7 @@ def save_figure(figure, path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write it
+    partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     sync(partial)
     os.replace(partial, path)

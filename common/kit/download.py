@@ -1,11 +1,12 @@
 """Download a file once: it is complete and as expected, or absent."""
 
+import os
 from pathlib import Path
 
 import requests
 
 from common.kit.cli import UserError
-from common.kit.disk import checked, write_bytes
+from common.kit.disk import checked
 
 DATA_DIR = Path(__file__).parents[2] / "data"
 
@@ -23,9 +24,11 @@ def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     response.raise_for_status()
     what = f"the download of {name}"
     data = checked(response.content, sha256, what, f"try again, or {instead}")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may download at once
     try:
         DATA_DIR.mkdir(exist_ok=True)
-        write_bytes(path, data)
+        partial.write_bytes(data)
+        os.replace(partial, path)
     except OSError as error:
         raise UserError(f"{DATA_DIR} can't be written: {error.strerror}; {instead}") from None
     return data

@@ -27,7 +27,7 @@ class TrackedLog(RunLog):
     def write(self, values: dict) -> None:
         super().write(values)
         if self.tracker:
-            numbers = {name: v for name, v in values.items() if name != "step" and v != ""}
+            numbers = {name: value for name, value in values.items() if name != "step"}
             self.tracker.log(numbers, step=values["step"])
 
     def __exit__(self, *_):

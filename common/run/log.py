@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from common.kit.disk import write_text
+from common.kit.runlog import points_of
 from common.kit.track import TrackedLog
 
 
@@ -48,7 +49,8 @@ class LongRunLog(TrackedLog):
     def __exit__(self, *_):
         if self.folder:
             super().__exit__()
-            found = [(row["val_loss"], row["step"]) for row in self.rows() if row["val_loss"]]
-            lowest, step = min(found, key=lambda row: float(row[0]), default=("", ""))
-            if found and step != found[-1][1]:  # a model that overfits, for example
-                print(f"the lowest validation loss was {float(lowest):.4f}, at step {step}")
+            steps, losses = points_of(self.rows(), "val_loss")
+            lowest = min(losses, default=0)
+            if losses and lowest < losses[-1]:  # a model that overfits, for example
+                step = steps[losses.index(lowest)]
+                print(f"the lowest validation loss was {lowest:.4f}, at step {step:.0f}")

@@ -30,7 +30,7 @@ WRONG = {
     "per window": {"bits_per_byte": sum_of_means},
     "nats per byte": [(" / math.log(2)", "")],
     "multiplied by ln 2": [("/ math.log(2)", "* math.log(2)")],
-    "bits per token": [("/ self.bytes", "/ self.tokens")],
+    "bits per token": [("/ (self.bytes or 1)", "/ self.tokens")],
     "bits per byte and token": [("self.loss * self.tokens /", "self.loss /")],
     "bits per character": {"bits_per_byte": per_character},
 }  # fmt: skip
