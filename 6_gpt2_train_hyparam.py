@@ -1,10 +1,9 @@
 """Stage 6: GPT-3's hyper-parameters, on everything before.
 
-New here: common/optim.py (what decays, AdamW, the learning rate of a step; Muon). Five things are
-new in `train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up
-and decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice,
-only matrices decay, and a batch larger than memory is accumulated from micro-batches. Muon (2024)
-and a smaller vocabulary are there to try: skip them at first.
+New here: common/optim.py (what decays, AdamW, the learning rate of a step). Five things are new in
+`train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up and
+decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice, only
+matrices decay, and a batch larger than memory is accumulated from micro-batches.
 
     python 6_gpt2_train_hyparam.py    # a small GPT, 1.5 minutes on two cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
@@ -35,7 +34,7 @@ from common.kit.runlog import RunLog
 from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
-from common.optim import Muon, adamw, check_plan, learning_rate, parameter_groups, set_lr
+from common.optim import adamw, check_plan, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
@@ -49,7 +48,6 @@ class Options:
     # model
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     block_size: int = 128  # T: put this many tokens in a row
-    vocab_size: int = 50257  # keep GPT-2's first tokens only: all, or a multiple of 128
     # data
     data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
@@ -62,7 +60,6 @@ class Options:
     betas: tuple[float, float] = (0.9, 0.95)  # set AdamW's; large batches don't need 0.999
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
-    optimizer: Literal["adamw", "muon"] = "adamw"  # give muon --lr 1e-2 --weight-decay 1.2
     seed: int = 1337  # change it to draw other weights and batches
     # run
     prompt: str = "\n"  # start the sample with this text
@@ -83,8 +80,6 @@ def train(
     # new: only matrices decay, by 0.1 (so far all weights, by PyTorch's 0.01); GPT-3's betas
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas)
-    # new, and not in GPT-3's paper: Muon, which learns more in the same time with more weight decay
-    optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     # new: this many micro-batches make a batch
@@ -143,11 +138,11 @@ def main(options: Options) -> None:
     B, T = options.batch_size, options.block_size
     check_plan(options, B, T)
     # new: no positions beyond T, so that the exported model has no untrained ones
-    config = preset(options.model, block_size=T, vocab_size=options.vocab_size)
+    config = preset(options.model, block_size=T)
     device = pick_device(options.device)
     repeat_exactly(device)
     torch.manual_seed(options.seed)
-    tokens = load_tokens(options.data, options.vocab_size)
+    tokens = load_tokens(options.data)
     batches = Batches(tokens.train, B, T, options.seed)
     val = torch.from_numpy(tokens.val.astype("int64"))
     folder = run_folder(options.out)
@@ -164,7 +159,7 @@ def main(options: Options) -> None:
         log.val(0, before.loss)
         after = train(model, batches, val, log, options, setting)
     print(f"validation, before and after:\n  {before}\n  {after}")
-    tokenizer = gpt2_tokenizer(options.vocab_size)
+    tokenizer = gpt2_tokenizer()
     prompt = torch.tensor([tokenizer.encode_ordinary(options.prompt)], device=device)
     sample = generate(model, prompt, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
     print(quoted(tokenizer.decode(sample.tolist())))

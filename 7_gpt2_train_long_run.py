@@ -1,8 +1,8 @@
 """Stage 7: a long run, on many devices, that can be interrupted. The trainer to keep.
 
-New here, in common/run/: ranks.py (many processes), checkpoint.py and resume.py (interrupt a run
-and resume it). Skim the rest: recipes.py, batches.py, tokenfiles.py, signals.py, log.py, evals.py.
-The loop is still stage 6's.
+New here: common/muon.py (a faster optimizer), and in common/run/: ranks.py (many processes),
+checkpoint.py and resume.py (interrupt a run and resume it). Skim the rest: recipes.py, batches.py,
+tokenfiles.py, signals.py, log.py, evals.py. The loop is still stage 6's.
 
     python 7_gpt2_train_long_run.py              # 5 minutes on two CPU cores
     python 7_gpt2_train_long_run.py --resume     # after Ctrl-C or a crash
@@ -31,7 +31,8 @@ from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly
 from common.kit.measure import matmul_peak
 from common.model import GPT
-from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
+from common.muon import Muon
+from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches
 from common.run.evals import evaluate_on_ranks, hellaswag_on_ranks
 from common.run.log import LongRunLog
@@ -109,6 +110,7 @@ def train(
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr)
+    # new: for the matrices of the blocks, Muon, which learns more in the same time
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = ranks.loss_function(model, setting.compile)  # new: gradients are averaged over ranks
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)

@@ -38,8 +38,9 @@ def delta(one: Path, two: Path) -> tuple[int, int] | None:
 def modules_of(new: str) -> list[str]:
     """Links to the modules that a docstring names: common/x.py, or x.py in the folder it names."""
     folder = re.search(r"in (common/\w+/)", new)
-    names = re.findall(r"(?:common/)?\b(\w+\.py)\b", new)
-    return [f"[`{name}`]({folder[1] if folder else 'common/'}{name})" for name in names]
+    names = re.findall(r"(common/)?\b(\w+\.py)\b", new)
+    other = folder[1] if folder else "common/"
+    return [f"[`{name}`]({in_root or other}{name})" for in_root, name in names]
 
 
 def exercises_of(stage: int) -> str:

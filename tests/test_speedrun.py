@@ -1,13 +1,12 @@
 """common.speedrun: a fixed text, a budget that holds everything, and a table that adds up."""
 
 import csv
-import importlib
 import json
 import re
 from statistics import mean
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.kit.cli import run
@@ -125,5 +124,4 @@ def test_the_laptops_recipe_is_the_speedruns():
 
 def test_the_recipe_is_the_last_rows():
     assert json.loads(FILES[-1].read_text())["runs"][0]["recipe"] == RECIPE
-    stage = importlib.import_module("6_gpt2_train_hyparam")
-    stage.Options(**RECIPE)  # raises for what is no option
+    load_script(7).Options(**RECIPE)  # raises for what is no option

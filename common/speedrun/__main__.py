@@ -12,9 +12,9 @@ fastest matrix product.
 """
 
 import hashlib
-import importlib
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal
 
 import torch
@@ -27,15 +27,18 @@ from common.kit.disk import run_folder, write_json
 from common.kit.measure import matmul_peak
 from common.kit.runlog import RunLog
 from common.model import GPT
-from common.optim import Muon, adamw, learning_rate, parameter_groups, set_lr
+from common.muon import Muon
+from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.presets import preset
 from common.pretrained import export
 from common.run.batches import RankBatches
 from common.run.ranks import Ranks
-from common.run.recipes import LAPTOP_LENGTH, RECIPES
+from common.run.recipes import DEFAULTS, LAPTOP_LENGTH, RECIPES
 from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
+COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "val_loss")
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 SECONDS = 300.0
 WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 can train in that time
 RESERVE = 15.0  # seconds for validation and export
@@ -86,7 +89,7 @@ def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: flo
     of steps."""
     device, step = next(model.parameters()).device, 0
     groups = parameter_groups(model, plan.weight_decay)
-    optimizer = adamw(groups, plan.lr, plan.betas)
+    optimizer = adamw(groups, plan.lr)
     optimizer = Muon(optimizer, model) if plan.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
@@ -113,12 +116,11 @@ def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: flo
 
 def main(options: Options) -> None:
     start = time.perf_counter() - time.process_time()  # the imports count, by their CPU time
-    stage = importlib.import_module("6_gpt2_train_hyparam")
     device = pick_device(options.device)
     torch.manual_seed(options.seed)
     folder = run_folder(f"{options.out}/{options.text}_{options.seed}")
     text, val_text = split_text(options.text)
-    plan = stage.Options(**RECIPE)
+    plan = SimpleNamespace(**DEFAULTS | RECIPE)
     tokens = ids_of(text, "training text", plan.vocab_size)
     val = ids_of(val_text, "validation text", plan.vocab_size)
     B, T = plan.batch_size, plan.block_size
@@ -141,7 +143,7 @@ def main(options: Options) -> None:
             "run it again, with the compiled code cached, or give --budget work"
         )
     print(f"peak {peak / 1e12:.2f} TFLOP/s; {seconds:.0f} s to train")
-    with SparseLog(folder, stage.COLUMNS, 0, stage.PANELS) as log:
+    with SparseLog(folder, COLUMNS, 0, PANELS) as log:
         steps = train(model, batches, log, plan, setting, seconds)
         with autocast(device, setting.dtype):
             found = evaluate(model, val, T, 32, stride=T // 4)
