@@ -13,8 +13,8 @@ The second command is for a GPU: GPT-2 124M with GPT-3's batch size for 125M. Fo
 add --steps 19073 --warmup-steps 715. You will see one line per step: the loss of the whole batch,
 the learning rate, the gradient norm before clipping, time and throughput. Then come the validation
 loss before and after (about 10.8 and 5.7), a sample that begins to look like a play, and what the
-schedule, clipping, weight decay and accumulation did. The folder --out holds metrics.csv,
-metrics.png, and hf/, a model for stage 1 and for transformers.
+schedule, clipping, weight decay, fused AdamW and accumulation did. The folder --out holds
+metrics.csv, metrics.png, and hf/, a model for stage 1 and for transformers.
 """
 
 import time
@@ -29,7 +29,7 @@ from common.generate import generate
 from common.kit.cli import quoted, run
 from common.kit.device import pick_device, repeat_exactly
 from common.kit.disk import run_folder
-from common.kit.measure import spread
+from common.kit.measure import adamw_ms, spread
 from common.kit.runlog import RunLog
 from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
@@ -114,8 +114,8 @@ def train(
 
 
 def print_what_each_did(log: RunLog, model, batches, val, options: Options, setting) -> None:
-    """Print what each of them did, and time steps of 1 and of 4 micro-batches. The timed steps
-    train the model further, so this comes after the export."""
+    """Print what each of them did, and time AdamW's three forms and steps of 1 and of 4
+    micro-batches. The timed steps train the model further, so this comes after the export."""
     rows = log.rows()
     norms = [float(row["norm"]) for row in rows if row["norm"]]
     clipped = sum(not norm <= options.clip for norm in norms)
@@ -124,6 +124,8 @@ def print_what_each_did(log: RunLog, model, batches, val, options: Options, sett
     print(f"\nlearning rate  up from {lrs[0]:.1e} to {max(lrs):.1e}, then down to {lrs[-1]:.1e}")
     print(f"clipping       {clipped} of {len(norms)} steps; largest norm {max(norms):.2f}")
     print(f"weight decay   {options.weight_decay:g} for {decay:,} weights, 0 for {rest:,}")
+    forms = ", ".join(f"{name} {ms:.1f}" for name, ms in adamw_ms(model).items())
+    print(f"AdamW          {forms} ms per update")
     print(f"micro-batches{'ms/step':>11}{'spread':>8}{'tokens/s':>10}")
     for n in (1, 4):
         tokens = n * options.batch_size * options.block_size

@@ -14,6 +14,7 @@ from transformers import GPT2LMHeadModel
 
 from common.data import Batches, load_tokens
 from common.init import init_weights, tie_weights
+from common.kit.measure import adamw_ms
 from common.ladder import Rung
 from common.model import GPT, GPTConfig
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
@@ -90,6 +91,15 @@ def test_what_decays_in_gpt2():
         (0.1, 50, 124_354_560),
         (0.0, 98, 121_344),
     ]
+
+
+def test_timing_adamws_forms_leaves_the_model_as_it_was():
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = adamw_ms(model)
+    assert list(found) == ["for-loop", "foreach", "fused"] and min(found.values()) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_adamw_by_hand():
@@ -207,6 +217,7 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
     norms = [float(row["norm"]) for row in steps]
     clipped = sum(norm > 1 for norm in norms)
     assert f"{clipped} of 20 steps; largest norm {max(norms):.2f}" in done.stdout
+    assert re.search(r"for-loop [\d.]+, foreach [\d.]+, fused [\d.]+ ms per update", done.stdout)
     assert 0 < clipped < 20
     assert "weight decay   0.1 for 808,192 weights, 0 for 240" in done.stdout
     assert re.findall(r"^ +(\d) +[\d.]+ +±\d+% +[\d,]+$", done.stdout, re.M) == ["1", "4"]

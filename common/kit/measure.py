@@ -1,4 +1,4 @@
-"""Measuring: the time of some work, a device's fastest matrix product, peak memory."""
+"""Measuring: the time of some work, a device's fastest matrix product, AdamW, peak memory."""
 
 import time
 from collections.abc import Callable
@@ -42,6 +42,23 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         if sum(times) >= 1:
             break
     return best
+
+
+# AdamW's three: tensor by tensor, operation by operation on lists of tensors, and in one kernel.
+FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+
+
+def adamw_ms(model: torch.nn.Module) -> dict[str, float]:
+    """The time of an AdamW update in each of its FORMS, in ms. The weights do not change."""
+    parameters, found = list(model.parameters()), {}
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    for name, form in FORMS.items():
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, **form)
+        times = [timed(optimizer.step, parameters[0].device)[0] for _ in range(7)]
+        found[name] = 1000 * median(times[2:])  # the first ones allocate the moments
+    model.zero_grad()
+    return found
 
 
 # FLOP/s of dense 16-bit products in NVIDIA's data sheets. A PCIe H100 has another value.
