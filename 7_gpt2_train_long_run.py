@@ -193,11 +193,11 @@ def main(options: Options) -> None:
         if first > last:
             name = "--stop-at" if options.stop_at else "--steps"
             raise UserError(f"the run is at step {first}: give a larger {name}")
+        questions = None
         with ranks.first():
             tokens = open_tokens(options.data, options.vocab_size)
             if options.eval_hellaswag or options.hellaswag_file or options.hellaswag_limit:
-                run.questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
-        run.text = fingerprint(tokens)
+                questions = read_questions(options.hellaswag_file, options.hellaswag_limit)
         batches = RankBatches(tokens.train, B, T, options.seed, ranks)
         val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
         setting = setting_of(options.dtype, options.attention, options.compile, device)
@@ -207,7 +207,7 @@ def main(options: Options) -> None:
         flops = sizes.flops_per_token(T)
         peak = sum(ranks.gather(matmul_peak(device, setting.dtype or torch.float32)))
         torch.manual_seed(options.seed + ranks.rank)  # for dropout
-        run.begin(options, model)
+        run.begin(options, model, fingerprint(tokens), questions)
         epochs = options.steps * options.total_batch_tokens / len(tokens.train)
         print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
         folder = run.folder if ranks.is_main else None

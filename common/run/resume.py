@@ -35,8 +35,7 @@ class Run:
 
     def __init__(self, options, ranks: Ranks):
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
-        self.restart, self.text, self.questions = options.restart, "", None  # set in main
-        self.in_a_row = 0  # steps that were skipped, up to the last one
+        self.restart, self.in_a_row = options.restart, 0  # the last steps that were skipped
         self.saved = ranks.from_main(lambda: self._open(options))
 
     def _open(self, options) -> dict | None:
@@ -70,9 +69,11 @@ class Run:
         where = (path or self.folder) / "config.json"
         return saved | {"config": saved_config(saved["config"], options, where)}
 
-    def begin(self, options, model: GPT) -> None:
-        """Make the folder with the run's options, before its first step. Raises UserError if the
-        disk has no room for the checkpoints and the export."""
+    def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
+        """Make the folder with the run's options, before its first step. text is the fingerprint of
+        the data, questions are HellaSwag's. Raises UserError if the disk has no room for the
+        checkpoints and the export."""
+        self.text, self.questions = text, questions
         self.ranks.from_main(lambda: self._begin(options, model))
 
     def _begin(self, options, model: GPT) -> None:
