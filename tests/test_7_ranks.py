@@ -231,8 +231,7 @@ def test_a_rank_that_dies_ends_the_job_and_resume_repeats_it(jobs, done, long, t
 @pytest.fixture
 def group():
     """A process group of this process alone."""
-    how = {"store": dist.HashStore(), "rank": 0, "world_size": 1, "timeout": timedelta(hours=2)}
-    dist.init_process_group("gloo", **how)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield dist.group.WORLD
     dist.destroy_process_group()
 
@@ -319,6 +318,8 @@ def test_ranks_part_unless_one_may_be_alone(monkeypatch, error):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(error) if error else contextlib.nullcontext():
         with ranks.all_ranks("cpu"):
+            options = dist.group.WORLD._get_backend(CPU).options
+            assert options._timeout == timedelta(minutes=30)  # a rank that is silent longer hangs
             if error:
                 raise error
     assert dist.is_initialized() == (error is RuntimeError)
