@@ -30,7 +30,7 @@ from common.kit.cli import quoted, run
 from common.kit.device import pick_device, repeat_exactly
 from common.kit.disk import run_folder
 from common.kit.measure import adamw_ms, spread
-from common.kit.runlog import RunLog
+from common.kit.runlog import PANELS, RunLog
 from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
@@ -40,7 +40,6 @@ from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "val_loss")
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
 @dataclass

@@ -30,6 +30,7 @@ from common.kit import cli
 from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly
 from common.kit.measure import matmul_peak
+from common.kit.runlog import PANELS
 from common.model import GPT
 from common.muon import Muon
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
@@ -47,7 +48,6 @@ from common.tokenizer import gpt2_tokenizer
 OF_A_STEP = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "mfu")
 HELLASWAG = ("hellaswag_by_character", "hellaswag_by_token")
 COLUMNS = (*OF_A_STEP, "val_loss", "bits_per_byte", *HELLASWAG)
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
 @dataclass

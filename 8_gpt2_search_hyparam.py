@@ -11,10 +11,10 @@ The loop is still stage 6's: it trains a trial for the steps that a phase adds.
 This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained for a few steps,
 the best of them are promoted to more steps, and the best of those again. The script prints each
 trial's validation loss, the best loss at the end of a phase, and the time left; then a table of the
-best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates
-of 1e-5 and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not
-compare them with stage 6's, over all 16,384. After an interruption, the same command resumes.
-Started twice, the two processes share the work (for one per GPU, add --device cuda:1).
+best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates of 1e-5
+and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them
+with stage 6's, over all 16,384. After an interruption, the same command resumes. Started twice, the
+two processes share the work (for one per GPU, add --device cuda:1).
 """
 
 import math

@@ -166,8 +166,8 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            fewer = n // 2 if k == 0 else min(n, 32)  # where a step is slow
-            n_here = fewer if k == 0 or way.B > 1 else n
+            n_here = n if way.B == 1 else min(n, 32)  # a step of a batch is slow,
+            n_here = n // 2 if k == 0 else n_here  # and one of rung 0
             rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)

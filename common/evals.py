@@ -68,9 +68,9 @@ def eval_batches(ids, block_size: int, batch_size: int, stride: int | None = Non
         y = ids[start + 1 : end + 1].clone()
         y[: previous_end - start] = IGNORE  # an earlier window has counted these
         windows.append((ids[start:end], y))
-    n = sum(len(x) == block_size for x, _ in windows)  # the last window may be shorter
-    groups = [windows[i : min(i + batch_size, n)] for i in range(0, n, batch_size)]
-    groups += [windows[n:]] if n < len(windows) else []
+    n = sum(len(x) == block_size for x, _ in windows)
+    full, last = windows[:n], windows[n:]  # the last window may be shorter
+    groups = [full[i : i + batch_size] for i in range(0, n, batch_size)] + ([last] if last else [])
     return [(torch.stack([x for x, _ in g]), torch.stack([y for _, y in g])) for g in groups]
 
 

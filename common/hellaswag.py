@@ -138,9 +138,8 @@ def count_right(model, batch: list) -> list[int]:
 
 def score(counts: list[list[int]], n_questions: int) -> HellaSwag:
     """The accuracies, from the counts of all batches."""
-    return HellaSwag(
-        n_questions, *(sum(right) / n_questions for right in zip(*counts, strict=True))
-    )
+    shares = [sum(right) / n_questions for right in zip(*counts, strict=True)]
+    return HellaSwag(n_questions, *shares)
 
 
 def print_scores(lm_eval: HellaSwag, build_nanogpt: HellaSwag) -> tuple[float, float]:

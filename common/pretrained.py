@@ -125,10 +125,8 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     path = model_folder(name_or_dir, "config.json") / "config.json"
     given = read_json(path)
     if "recipe" in given:  # the options of a run
-        hint = (
-            "give its hf/, written at its end, or export a checkpoint: python -m common.run.export"
-        )
-        raise UserError(f"{name_or_dir} is a run: {hint}")
+        hint = "export a checkpoint: python -m common.run.export"
+        raise UserError(f"{name_or_dir} is a run: give its hf/, written at its end, or {hint}")
     given = GPT2Config().to_dict() | {"model_type": None} | given
     if given["n_inner"] and given["n_inner"] == 4 * given["n_embd"]:
         given["n_inner"] = None  # the default

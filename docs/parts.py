@@ -81,7 +81,7 @@ def main() -> None:
     # By a part's name: the shapes of its weight and of its output.
     names = [name.removeprefix("transformer.") for name in shapes]
     out = dict(zip(names, map(said, shapes.values()), strict=True))
-    weight = {name[:-7]: out[name] for name in names if name.endswith(".weight")}
+    weight = {name.removesuffix(".weight"): out[name] for name in names if name.endswith(".weight")}
     stream = out["h.0.ln_1"]
     model = [
         ("token ids", "idx", GREY, said((B, T))),

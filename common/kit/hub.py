@@ -20,12 +20,8 @@ def model_folder(name_or_dir: str, *patterns: str) -> Path:
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         if missing := _missing(path, patterns):
-            hint = (
-                f"{path}/hf"
-                if (path / "hf").is_dir()
-                else "a folder in transformers' format, as a run's hf/"
-            )
-            raise UserError(f"{path} has no {missing}: give {hint}")
+            hf, other = path / "hf", "a folder in transformers' format, as a run's hf/"
+            raise UserError(f"{path} has no {missing}: give {hf if hf.is_dir() else other}")
         return path
     if path.exists() or name_or_dir.startswith((".", "/", "~")) or name_or_dir.count("/") > 1:
         what = "is not a folder" if path.exists() else "does not exist"

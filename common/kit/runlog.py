@@ -20,6 +20,8 @@ PRINTED = {
     "mfu": "MFU {:.0%}",
 }
 MAX_POINTS = 2000  # of a curve in the plot
+# The small plots of a run with a learning-rate schedule, and their titles.
+PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
 class RunLog:

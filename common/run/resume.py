@@ -138,8 +138,8 @@ class Run:
 
     def save(self, step: int, model: GPT, optimizer, scaler, batches, options) -> None:
         """Write a checkpoint after this many steps."""
-        state = {"step": step, "data": batches.state(), "scaler": scaler.state_dict()}
-        state["text"] = self.text
+        data, scale = batches.state(), scaler.state_dict()
+        state = {"step": step, "text": self.text, "data": data, "scaler": scale}
         texts = {"state": state, "config": run_config(options)}
         path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
         print(f"saved: {path}")

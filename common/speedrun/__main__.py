@@ -25,7 +25,7 @@ from common.kit.corpus import TINY_SHAKESPEARE_PLAYS, read_corpus, render_plays
 from common.kit.device import describe, pick_device
 from common.kit.disk import run_folder, write_json
 from common.kit.measure import matmul_peak
-from common.kit.runlog import RunLog
+from common.kit.runlog import PANELS, RunLog
 from common.model import GPT
 from common.muon import Muon
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
@@ -38,7 +38,6 @@ from common.speed import Setting, autocast, best_setting, build, loss_function
 from common.tokenizer import gpt2_tokenizer
 
 COLUMNS = ("step", "loss", "lr", "norm", "ms", "tokens_per_s", "val_loss")
-PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 SECONDS = 300.0
 WORK = 2.6e14  # FLOPs at the peak: what two cores with AVX512-BF16 can train in that time
 RESERVE = 15.0  # seconds for validation and export
@@ -154,13 +153,12 @@ def main(options: Options) -> None:
     export(model, folder, facts | {"validation": found})
     took = time.perf_counter() - start
     flops = config.flops_per_token(T) * steps * B * T
-    per_character, mfu = found.loss * found.tokens / len(val_text), flops / seconds / peak
+    work = seconds * peak  # FLOPs
+    per_character, mfu = found.loss * found.tokens / len(val_text), flops / work
     result = how | {"bits_per_byte": found.bits_per_byte, "nats_per_character": per_character}
     result |= {"seconds": took, "peak": peak, "mfu": mfu, "machine": describe(device)}
     write_json(folder / "result.json", result | {"steps": steps, "recipe": RECIPE})
-    print(
-        f"{took:.0f} s in all, {seconds:.0f} s of training: {seconds * peak:.2e} FLOPs at the peak"
-    )
+    print(f"{took:.0f} s in all, {seconds:.0f} s of training: {work:.2e} FLOPs at the peak")
     epochs = steps * B * T / len(tokens)
     print(f"{steps} steps of {B * T:,} tokens, {epochs:.1f} epochs, MFU {mfu:.0%}")
     if options.budget == "time" and took > SECONDS:
