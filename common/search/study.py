@@ -34,9 +34,10 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
     folder = run_folder(options.out)
     file = folder / "search.json"
-    if not file.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    # In this order: another process may be beginning the same search.
+    if any(not path.name.startswith(".") for path in folder.iterdir()) and not file.exists():
         raise UserError(f"{options.out} holds something else: give another --out")
-    with FileLock(folder / ".lock"):  # another process may have begun the same search
+    with FileLock(folder / ".lock"):
         if not file.exists():
             write_json(file, given)
     there = read_json(file)
