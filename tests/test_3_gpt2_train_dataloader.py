@@ -150,7 +150,7 @@ def test_bad_input(refused, text_file, tmp_path):
     (tmp_path / "short.txt").write_text("To be.")
     refused("too few for validation", 3, "--data", "short.txt")
     np.save(tmp_path / "ids.npy", np.arange(99))
-    refused("is not text", 3, "--data", "ids.npy")
+    refused("ids.npy isn't UTF-8", 3, "--data", "ids.npy")
     (tmp_path / "file").write_text("")
     refused("can't be created", 3, *data, "--out", "file/run")
     for lr in ("0", "nan", "inf"):

