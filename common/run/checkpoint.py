@@ -12,7 +12,6 @@ A checkpoint is written under a temporary name, flushed, and renamed: a kill or 
 the previous one intact. Nothing is pickled.
 """
 
-import errno
 import json
 import os
 import re
@@ -33,7 +32,6 @@ TENSORS = ("model", "optimizer", "random")
 TEXTS = ("state", "config", "model")
 ADAMW, MUON = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)  # for each weight
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")  # in model.json
-NOT_JUDGED = (errno.EACCES, errno.EPERM, errno.EIO)  # they don't say whether a file is damaged
 
 
 def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]] | None:
@@ -129,7 +127,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def why_damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, by its manifest; None if it is complete. Raises OSError if
-    one of its files may not be read, which does not mean that it is damaged."""
+    one of its files can't be read, which does not mean that it is damaged."""
     try:
         sums = read_json(path / "manifest.json")
         expected = [f"{name}.safetensors" for name in TENSORS] + [f"{name}.json" for name in TEXTS]
@@ -138,12 +136,10 @@ def why_damaged(path: Path) -> str | None:
         for name, digest in sums.items():
             if sha256(path / name) != digest:
                 return f"{name} is not what was written"
-    except OSError as error:
-        if error.errno in NOT_JUDGED:
-            raise
-        return f"{Path(error.filename).name} can't be read: {error.strerror}"
-    except UserError:
-        return "manifest.json is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except UserError as error:
+        return str(error)
     return None
 
 
