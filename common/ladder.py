@@ -10,7 +10,6 @@ import torch
 
 from common.kit.cli import is_out_of_memory
 from common.kit.device import describe
-from common.kit.disk import save_figure
 from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
@@ -180,4 +179,4 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.4)
     axes.set(xlabel=ladder.bars, title=title)
-    save_figure(figure, path)
+    figure.savefig(path, dpi=130)

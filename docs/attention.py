@@ -20,7 +20,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common.init import init_weights, tie_weights  # noqa: E402
-from common.kit.disk import save_figure  # noqa: E402
 from common.model import GPT, GPTConfig  # noqa: E402
 from common.optim import adamw, learning_rate, parameter_groups, set_lr  # noqa: E402
 
@@ -108,7 +107,7 @@ def main() -> None:
             edge(SHOWN - 0.5, color="tab:orange", linewidth=1)
     panels[0].set_ylabel("from (read downwards; the words come again below the line)")
     figure.colorbar(image, ax=panels, shrink=0.6, label="attention weight")
-    save_figure(figure, ROOT / "docs" / "attention.png")
+    figure.savefig(ROOT / "docs" / "attention.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common.kit.disk import save_figure  # noqa: E402
 from common.model import GPT, GPTConfig, causal_attention  # noqa: E402
 
 B, T = 4, 1024
@@ -126,7 +125,7 @@ def main() -> None:
     batch = f"GPT-2 124M, a batch of B = {B} rows of T = {T:,} tokens"
     where = "in the boxes: shapes of weights; beside the arrows: shapes of activations"
     axes.text(0.2, 0.05, f"{batch}; {where}", fontsize=9)
-    save_figure(figure, ROOT / "docs" / "parts.png")
+    figure.savefig(ROOT / "docs" / "parts.png", dpi=130)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,7 @@ def test_a_trial_that_failed_at_once_is_plotted_too(tmp_path, recwarn):
 def figures(monkeypatch) -> dict[str, Figure]:
     """The pictures that a test makes, by path."""
     made = {}
-    for module in ("report", "importance"):
-        save = f"common.search.{module}.save_figure"
-        monkeypatch.setattr(save, lambda figure, path: made.update({path: figure}))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: made.update({path: figure}))
     return made
 
 

@@ -6,7 +6,6 @@ Locks keep two processes from writing into the same folder.
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -79,19 +78,8 @@ def write_json(path: Path, value) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def save_figure(figure, path: Path) -> None:
-    """Save a matplotlib figure as a PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    write_bytes(path, png.getvalue())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
+    partial.write_text(text, encoding="utf-8")
     sync(partial)
     os.replace(partial, path)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from common.kit.cli import duration
-from common.kit.disk import save_figure
 
 # How a value looks in the printed line. Columns not listed here are only written to the file.
 PRINTED = {
@@ -82,7 +81,7 @@ class RunLog:
         """Plot metrics.png again, if there are two points or more."""
         rows = self.rows()
         if sum(bool(row.get("loss")) for row in rows) > 1:
-            save_figure(plot_run(rows, self.panels), self.folder / "metrics.png")
+            plot_run(rows, self.panels).savefig(self.folder / "metrics.png", dpi=130)
 
 
 def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):

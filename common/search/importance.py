@@ -10,8 +10,6 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, create_trial
 
-from common.kit.disk import save_figure
-
 MIN_TRIALS = 4  # fewer are not compared
 SHUFFLES = 19  # then a share above all of theirs occurs by chance once in 20 times
 
@@ -81,4 +79,4 @@ def plot_importances(path: Path, found: dict[str, Importance], title: str) -> No
     axes.set_title(f"{title}\n{dashed}", fontsize=10)
     for handle in axes.legend(loc="lower right").legend_handles:
         handle.set_alpha(1)
-    save_figure(figure, path)
+    figure.savefig(path, dpi=130)

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 from optuna.trial import FrozenTrial
 
 from common.kit.cli import UserError
-from common.kit.disk import save_figure, write_text
+from common.kit.disk import write_text
 from common.search.importance import importances, plot_importances
 from common.search.phases import WARMUP_STEPS, model_name
 from common.search.study import Search, number_of
@@ -124,7 +124,7 @@ def plot_curves(path: Path, trials: list[FrozenTrial], space: dict, names: list[
         axes.legend(title=name, fontsize=8)
     panels[0].set_ylabel("validation loss")
     figure.suptitle("one line per trial; × where one failed")
-    save_figure(figure, path)
+    figure.savefig(path, dpi=130)
 
 
 def plot_losses(axes, trials: list[FrozenTrial], name: str, values: tuple) -> None:
