@@ -2,7 +2,6 @@
 that was not interrupted."""
 
 import os
-import re
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -18,8 +17,6 @@ from common.run.tokenfiles import map_ids
 from common.shards.documents import Batch, Position
 from common.tokenizer import VOCAB_SIZE
 
-NAME = re.compile(r"(train|val)_\d{6}\.npy")
-OURS = re.compile(rf"{NAME.pattern}|progress\.json|\.lock")
 HEADER = {"descr": "<u2", "fortran_order": False}  # NumPy's, which leaves room for any length
 SECONDS_BETWEEN_SAVES = 10  # of the progress; a kill loses the work since the last save
 
@@ -119,9 +116,8 @@ class Shards:
         UserError and leaves nothing."""
         documents, tokens = self.position.documents, self.tokens.total()
         if 0 in self.tokens.values():
-            for path in self.folder.iterdir():
-                if OURS.fullmatch(path.name):
-                    path.unlink()
+            for path in (*self.folder.glob("*.npy"), self.note, self.folder / ".lock"):
+                path.unlink()
             what = f"the text has {tokens:,} tokens, too few for both train and val"
             hint = f"a --shard-tokens below {tokens} or a --val-fraction closer to 0.5"
             raise UserError(f"{what} (documents: {documents:,}): give more text, {hint}")
