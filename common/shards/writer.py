@@ -38,8 +38,7 @@ class Shards:
         self.meta, self.note = folder / "meta.json", folder / "progress.json"
         self.complete = self.meta.exists()
         found = self.meta if self.complete else self.note
-        of_a_killed_start = {".lock", ".progress.json.partial"}
-        if not found.exists() and {path.name for path in folder.iterdir()} - of_a_killed_start:
+        if not found.exists() and any(path.name[0] != "." for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty: give an empty or a new folder as --out")
         self.lock = None if self.complete else lock(folder / ".lock")
         if not (self.complete or self.lock):
