@@ -16,7 +16,6 @@ from numpy.lib.format import open_memmap
 
 from common.data import Tokens, load_tokens, val_size
 from common.kit.cli import UserError
-from common.kit.disk import read_json
 from common.tokenizer import VOCAB_SIZE
 
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
@@ -96,25 +95,6 @@ def _map_ds(path: Path) -> np.ndarray:
 ENDINGS = {".npy": lambda path: open_memmap(path, mode="r"), ".bin": _map_bin, ".ds": _map_ds}
 
 
-def _check_folder(folder: Path, files: dict[Path, np.ndarray]) -> None:
-    """Raises UserError for a folder that is not GPT-2's, not complete, or not of one format."""
-    if (folder / "meta.pkl").exists():
-        raise UserError(f"{folder} has a meta.pkl: its ids are not GPT-2's")
-    if len(endings := {path.suffix for path in files}) > 1:
-        found = " and ".join(sorted(endings))
-        raise UserError(f"{folder} has {found} files: give a folder with one format")
-    if len({ids.offset for path, ids in files.items() if path.suffix == ".bin"}) > 1:
-        raise UserError(f"{folder} has .bin files with llm.c's header and without: give one format")
-    if (folder / "meta.json").exists():
-        try:
-            shards = read_json(folder / "meta.json")["shards"]
-            missing = {str(s["name"]) for s in shards} - {path.name for path in files}
-        except (UserError, LookupError, TypeError):
-            return  # not one of ours
-        if missing:
-            raise UserError(f"{folder} lacks {min(missing)}, which its meta.json names")
-
-
 def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     """The tokens of a file with one of the ENDINGS, of a folder of such files, or of whatever
     load_tokens takes.
@@ -134,8 +114,10 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
         whole = f"ids of all {VOCAB_SIZE} tokens, more than {vocab_size}"
         hint = f"give --vocab-size {VOCAB_SIZE}, or a large model's --recipe"
         raise UserError(f"{data} has {whole}: {hint}")
-    if path.is_dir():
-        _check_folder(path, files)
+    if len(endings := {p.suffix for p in files}) > 1:
+        raise UserError(f"{data} has {' and '.join(sorted(endings))} files: give one format")
+    if (path / "meta.pkl").exists():
+        raise UserError(f"{data} has a meta.pkl: its ids are not GPT-2's")
     parts = {True: [], False: []}
     for p, ids in files.items():
         is_val = path.is_dir() and re.search(r"(^|[_.-])val([_.-]|$)", p.stem)
