@@ -60,13 +60,6 @@ def run_config(options) -> dict:
     return {k: v for k, v in asdict(options).items() if k not in OF_THE_COMMAND}
 
 
-def saved_config(saved, options, where: Path) -> dict:
-    """`saved`, if it has the same names as run_config(options). Raises UserError if not."""
-    if saved.keys() != run_config(options).keys():
-        raise UserError(f"{where} has other options than this stage 7: start another run")
-    return saved
-
-
 def read_recipe(name: str, options_class: type) -> dict:
     """A recipe's options by name. Those of a TOML file are checked as if given on the command line.
     Raises UserError."""

@@ -17,7 +17,7 @@ from common.run import checkpoint
 from common.run.batches import RankBatches
 from common.run.export import facts
 from common.run.ranks import Ranks
-from common.run.recipes import run_config, saved_config
+from common.run.recipes import run_config
 from common.speed import Setting, build, narrow_residual, pad_vocab
 from common.tokenizer import VOCAB_SIZE
 
@@ -52,22 +52,19 @@ class Run:
             raise UserError(f"{folder} holds a run: {hint}")
         if is_run:
             self._lock()  # before a checkpoint is chosen: another process may be writing one
-        return self._read(options) if resume else None
+        return self._read() if resume else None
 
     def _lock(self) -> None:
         self.lock = self.lock or lock(self.folder / ".lock")
         if self.lock is None:
             raise UserError(f"another process trains in {self.folder}: give another --out")
 
-    def _read(self, options) -> dict:
+    def _read(self) -> dict:
         path = checkpoint.newest(self.folder / "checkpoints")
         if path:
-            saved = checkpoint.read(path) | {"path": path}
-        else:
-            print(f"{self.folder} has no checkpoint yet: starting at step 0")
-            saved = {"config": read_json(self.folder / "config.json")}
-        where = (path or self.folder) / "config.json"
-        return saved | {"config": saved_config(saved["config"], options, where)}
+            return checkpoint.read(path) | {"path": path}
+        print(f"{self.folder} has no checkpoint yet: starting at step 0")
+        return {"config": read_json(self.folder / "config.json")}
 
     def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
         """Make the folder with the run's options, before its first step. text is the fingerprint of
