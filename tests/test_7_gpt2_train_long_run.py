@@ -34,7 +34,6 @@ from common.init import init_weights, tie_weights
 from common.kit.cli import in_one_line
 from common.model import GPT, GPTConfig
 from common.optim import learning_rate
-from common.run import resume
 from common.run.log import LongRunLog
 from common.run.ranks import Ranks
 from common.run.recipes import RECIPES
@@ -222,14 +221,6 @@ def test_fp16_counts_the_steps_that_its_scaler_skips(call, text_file, monkeypatc
     assert 0 < skipped < 6
     found = state(Path("run"))
     assert found["scaler"]["scale"] == 2.0**20 / 2**skipped
-
-
-def test_the_scaler_does_not_skip_for_ever(refused, text_file, monkeypatch, short):
-    """After 25 steps in a row the run ends; here after 3."""
-    assert resume.MAX_SKIPPED == 25
-    monkeypatch.setattr(resume, "MAX_SKIPPED", 3)
-    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", lambda *_: torch.tensor(math.inf))
-    refused("4 times in a row", 7, *FP16, "--data", str(text_file), "--steps", "9")
 
 
 # The log

@@ -22,7 +22,6 @@ from common.speed import Setting, build, narrow_residual, pad_vocab
 from common.tokenizer import VOCAB_SIZE
 
 BYTES_IN_CHECKPOINT, BYTES_IN_EXPORT = 12, 4  # per parameter: fp32, and at most two moments
-MAX_SKIPPED = 25  # steps in a row: a gradient scaler of 2**16 is then down to 1 / 512
 # --restart deletes these, and replaces config.json last: it marks a folder that holds a run.
 FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
 
@@ -35,7 +34,7 @@ class Run:
 
     def __init__(self, options, ranks: Ranks):
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
-        self.restart, self.in_a_row = options.restart, 0  # the last steps that were skipped
+        self.restart = options.restart
         self.saved = ranks.from_main(lambda: self._open(options))
 
     def _open(self, options) -> dict | None:
@@ -123,15 +122,11 @@ class Run:
 
     def check(self, step: int, loss: float, norm: float, scaler) -> None:
         """Raises UserError before an update that would ruin the weights. With fp16 a gradient may
-        overflow: the scaler then skips the step. Too many skipped steps in a row are an error."""
+        overflow: the scaler then skips the step."""
         if not math.isfinite(loss + (0 if scaler.is_enabled() else norm)):
             how = "--resume" if (self.folder / "checkpoints").exists() else "start another run"
             found = f"step {step} was not taken: its loss is {loss}, its gradient norm {norm}"
             raise UserError(f"{found}: {how} with a lower --lr or --clip, or more --warmup-steps")
-        self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
-        if self.in_a_row > MAX_SKIPPED:
-            found = f"step {step}: gradients overflowed fp16 {self.in_a_row} times in a row"
-            raise UserError(f"{found}: --resume with --dtype float32 or a lower --lr")
 
     def save(self, step: int, model: GPT, optimizer, scaler, batches, options) -> None:
         """Write a checkpoint after this many steps."""
