@@ -34,19 +34,18 @@ class Run:
 
     def __init__(self, options, ranks: Ranks):
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
-        self.restart = options.restart
         self.saved = ranks.from_main(lambda: self._open(options))
 
     def _open(self, options) -> dict | None:
         folder, resume = self.folder, options.resume
         is_run = (folder / "config.json").exists()
-        if resume and self.restart:
+        if resume and options.restart:
             raise UserError("--resume and --restart exclude each other: give one of them")
         if resume and not is_run:
             raise UserError(f"{folder} holds no run: start one without --resume")
         if not is_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and holds no run: give another --out")
-        if is_run and not resume and not self.restart:
+        if is_run and not resume and not options.restart:
             hint = "--resume continues it, --restart deletes it, another --out keeps it"
             raise UserError(f"{folder} holds a run: {hint}")
         if is_run:
@@ -78,7 +77,7 @@ class Run:
         check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
         run_folder(options.out)
         self._lock()
-        if self.restart:
+        if options.restart:
             for name in FILES:
                 remove(self.folder / name)
         write_json(self.folder / "config.json", run_config(options))
