@@ -50,19 +50,18 @@ class Run:
             raise UserError(f"{folder} holds a run: {hint}")
         if is_run:
             self._lock()  # before a checkpoint is chosen: another process may be writing one
-        return self._read() if resume else None
+        if not resume:
+            return None
+        path = checkpoint.newest(folder / "checkpoints")
+        if path:
+            return checkpoint.read(path) | {"path": path}
+        print(f"{folder} has no checkpoint yet: starting at step 0")
+        return {"config": read_json(folder / "config.json")}
 
     def _lock(self) -> None:
         self.lock = self.lock or lock(self.folder / ".lock")
         if self.lock is None:
             raise UserError(f"another process trains in {self.folder}: give another --out")
-
-    def _read(self) -> dict:
-        path = checkpoint.newest(self.folder / "checkpoints")
-        if path:
-            return checkpoint.read(path) | {"path": path}
-        print(f"{self.folder} has no checkpoint yet: starting at step 0")
-        return {"config": read_json(self.folder / "config.json")}
 
     def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
         """Make the folder with the run's options, before its first step. text is the fingerprint of
