@@ -18,7 +18,6 @@ PRINTED = {
     "tokens_per_s": "{:>7,.0f} tok/s",
     "mfu": "MFU {:.0%}",
 }
-MAX_POINTS = 2000  # of a curve in the plot
 # The small plots of a run with a learning-rate schedule, and their titles.
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
@@ -123,7 +122,6 @@ def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
 
 
 def points_of(rows: list[dict[str, str]], column: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a column, thinned to at most MAX_POINTS."""
+    """Steps and values of a column."""
     found = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
-    found = found[:: -(-len(found) // MAX_POINTS) or 1]
     return [step for step, _ in found], [value for _, value in found]
