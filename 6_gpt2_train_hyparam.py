@@ -30,7 +30,7 @@ from common.kit.cli import quoted, run
 from common.kit.device import pick_device, repeat_exactly
 from common.kit.disk import run_folder
 from common.kit.measure import adamw_ms, spread
-from common.kit.runlog import PANELS, RunLog
+from common.kit.runlog import RunLog
 from common.kit.track import TrackedLog
 from common.ladder import WARMUP_STEPS, Rung
 from common.model import GPT
@@ -154,7 +154,7 @@ def main(options: Options) -> None:
     chosen = ", ".join(f"{name} {value}" for name, value in setting.names().items())
     print(f"{options.model}: {chosen}")
     print(f"{options.steps} steps of {options.total_batch_tokens:,} tokens: {epochs:.2g} epochs")
-    with TrackedLog(folder, COLUMNS, options.steps, PANELS, options) as log:
+    with TrackedLog(folder, COLUMNS, options.steps, options) as log:
         with autocast(device, setting.dtype):
             before = evaluate(model, val, T)
         log.val(0, before.loss)

@@ -30,7 +30,6 @@ from common.kit import cli
 from common.kit.cli import UserError, quoted
 from common.kit.device import repeat_exactly
 from common.kit.measure import matmul_peak
-from common.kit.runlog import PANELS
 from common.model import GPT
 from common.muon import Muon
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
@@ -213,7 +212,7 @@ def main(options: Options) -> None:
         folder = run.folder if ranks.is_main else None
         if setting.compile and first < last:
             print("the first step compiles, which takes about a minute: --compile no skips it")
-        with LongRunLog(folder, COLUMNS, last, PANELS, options, first, peak / flops) as log:
+        with LongRunLog(folder, COLUMNS, last, options, first, peak / flops) as log:
             with StopSignal() as stop:  # Ctrl-C finishes the step
                 train(model, batches, val, log, options, setting, run, stop)
 

@@ -231,7 +231,7 @@ COLUMNS = ("step", "loss", "norm", "ms", "tokens_per_s", "mfu", "val_loss")
 
 def log_of(folder: Path | None, first: int = 0) -> LongRunLog:
     options = load_script(7).Options()
-    return LongRunLog(folder, COLUMNS, 9, {"norm": "norm"}, options, first, 50.0)
+    return LongRunLog(folder, COLUMNS, 9, options, first, 50.0)
 
 
 def test_a_log_is_resumed_at_a_step(tmp_path, capsys):

@@ -18,7 +18,7 @@ PRINTED = {
     "tokens_per_s": "{:>7,.0f} tok/s",
     "mfu": "MFU {:.0%}",
 }
-# The small plots of a run with a learning-rate schedule, and their titles.
+# Columns with a small plot of their own, and its title.
 PANELS = {"lr": "learning rate", "norm": "gradient norm", "ms": "ms per step"}
 
 
@@ -27,12 +27,11 @@ class RunLog:
     file when the `with` block ends, even by Ctrl-C.
 
     steps is the number of steps to come, used to estimate the time left. A log may hold several
-    training runs: set `log.curve` to a name before each, and give a column "curve". Each of
-    `panels`, {column: title}, gets a small plot of its own.
+    training runs: set `log.curve` to a name before each, and give a column "curve".
     """
 
-    def __init__(self, folder: Path, columns: tuple[str, ...], steps: int, panels=None):
-        self.folder, self.columns, self.left, self.panels = folder, columns, steps, panels or {}
+    def __init__(self, folder: Path, columns: tuple[str, ...], steps: int):
+        self.folder, self.columns, self.left = folder, columns, steps
         self.curve, self.first = "training", None
         self.file = self.open()
         self.writer = csv.DictWriter(self.file, columns, extrasaction="ignore")
@@ -80,15 +79,16 @@ class RunLog:
         """Plot metrics.png again, if there are two points or more."""
         rows = self.rows()
         if sum(bool(row.get("loss")) for row in rows) > 1:
-            plot_run(rows, self.panels).savefig(self.folder / "metrics.png", dpi=130)
+            plot_run(rows).savefig(self.folder / "metrics.png", dpi=130)
 
 
-def plot_run(rows: list[dict[str, str]], panels: dict[str, str]):
+def plot_run(rows: list[dict[str, str]]):
     """A figure of the rows of a metrics.csv: each curve's training and validation loss, and below
-    them a small plot for each of the panels {column: title}."""
+    them the PANELS of a run with a learning-rate schedule."""
     from matplotlib.figure import Figure  # half a second to import
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+    panels = PANELS if "lr" in rows[0] else {}
     figure = Figure(figsize=(8, 4.5 + 1.5 * len(panels)), layout="constrained")
     axes, *others = figure.subplots(
         1 + len(panels), sharex=True, squeeze=False, height_ratios=[3] + [1] * len(panels)

@@ -19,8 +19,8 @@ class TrackedLog(RunLog):
     """options.track names the tracker, which also gets all options. A run that is resumed at step
     `first` continues the tracker's run. Raises UserError if the tracker can't be reached."""
 
-    def __init__(self, folder: Path | None, columns, steps: int, panels, options, first: int = 0):
-        super().__init__(folder, columns, steps, panels)
+    def __init__(self, folder: Path | None, columns, steps: int, options, first: int = 0):
+        super().__init__(folder, columns, steps)
         is_tracked = folder and options.track != "no"
         self.tracker = open_tracker(folder, options, first) if is_tracked else None
 

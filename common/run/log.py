@@ -14,11 +14,9 @@ class LongRunLog(TrackedLog):
     drops later ones. Without a folder, as on ranks other than 0, nothing is written.
     peak_tokens_per_s is the throughput at 100 % MFU."""
 
-    def __init__(
-        self, folder: Path | None, columns, steps, panels, options, first, peak_tokens_per_s: float
-    ):
+    def __init__(self, folder: Path | None, columns, steps, options, first, peak_tokens_per_s):
         self.first_step, self.peak_tokens_per_s = first, peak_tokens_per_s
-        super().__init__(folder, columns, steps - first, panels, options, first)
+        super().__init__(folder, columns, steps - first, options, first)
 
     def open(self):
         if self.folder is None:

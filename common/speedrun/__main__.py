@@ -25,7 +25,7 @@ from common.kit.corpus import TINY_SHAKESPEARE_PLAYS, read_corpus, render_plays
 from common.kit.device import describe, pick_device
 from common.kit.disk import run_folder, write_json
 from common.kit.measure import matmul_peak
-from common.kit.runlog import PANELS, RunLog
+from common.kit.runlog import RunLog
 from common.model import GPT
 from common.muon import Muon
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
@@ -142,7 +142,7 @@ def main(options: Options) -> None:
             "run it again, with the compiled code cached, or give --budget work"
         )
     print(f"peak {peak / 1e12:.2f} TFLOP/s; {seconds:.0f} s to train")
-    with SparseLog(folder, COLUMNS, 0, PANELS) as log:
+    with SparseLog(folder, COLUMNS, 0) as log:
         steps = train(model, batches, log, plan, setting, seconds)
         with autocast(device, setting.dtype):
             found = evaluate(model, val, T, 32, stride=T // 4)
