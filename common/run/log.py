@@ -1,7 +1,6 @@
 """The TrackedLog of a long run: resumable, written by rank 0 alone, with MFU."""
 
 import os
-import re
 from pathlib import Path
 
 from common.kit.disk import write_text
@@ -23,11 +22,10 @@ class LongRunLog(TrackedLog):
             return open(os.devnull, "w")
         path, rows = self.folder / "metrics.csv", []
         if self.first_step and path.is_file():
-            rows = path.read_text(errors="replace").splitlines()
-        # A step, and a number or nothing in each other column: a crash may have cut the last row.
-        whole = re.compile(r"(\d{1,12})" + r",[\w.+-]*" * (len(self.columns) - 1))
-        found = map(whole.fullmatch, rows)
-        kept = [row[0] for row in found if row and int(row[1]) < self.first_step]
+            rows = path.read_text().splitlines()[1:]
+        # A crash may have cut the last row.
+        whole = [row for row in rows if row.count(",") == len(self.columns) - 1]
+        kept = [row for row in whole if int(row.split(",")[0]) < self.first_step]
         write_text(path, "\n".join([",".join(self.columns), *kept, ""]))
         return path.open("a", newline="")
 
