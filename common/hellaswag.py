@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.kit.cli import UserError
-from common.kit.download import downloaded, reason
+from common.kit.download import downloaded
 from common.model import GPTConfig
 from common.tokenizer import VOCAB_SIZE, gpt2_tokenizer
 
@@ -40,7 +40,7 @@ def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
             if question["label"] not in range(4) or [type(text) for text in texts] != [str] * 8:
                 raise ValueError(f"question {number} has no label 0 to 3, or not four endings")
     except requests.RequestException as error:
-        raise UserError(f"HellaSwag can't be downloaded ({reason(error)}): {hint}") from None
+        raise UserError(f"HellaSwag can't be downloaded ({type(error).__name__}): {hint}") from None
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}; {hint}") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -92,7 +92,7 @@ def test_a_data_folder_that_is_not_to_be_written(server):
 
 def test_a_server_without_the_file_means_the_rendering(server):
     server.answer = (503, 0, b"")
-    assert "503" in read_corpus("tinyshakespeare").source
+    assert "HTTPError" in read_corpus("tinyshakespeare").source
     assert not download.DATA_DIR.exists()
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from common.kit.cli import UserError
-from common.kit.download import downloaded, reason
+from common.kit.download import downloaded
 
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -87,7 +87,7 @@ def _tiny_shakespeare() -> Corpus:
         data = downloaded(url, name, TINY_SHAKESPEARE_SHA256, "give --data plays or a file")
         return Corpus("tinyshakespeare", data.decode(), f"data/{name}, from {host}")
     except requests.RequestException as error:
-        why = f"{reason(error)} at {host}"
+        why = f"{type(error).__name__} at {host}"
     try:
         text = render_plays(TINY_SHAKESPEARE_PLAYS)
     except UserError as error:

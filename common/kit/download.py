@@ -32,10 +32,3 @@ def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     except OSError as error:
         raise UserError(f"{DATA_DIR} can't be written: {error.strerror}; {instead}") from None
     return data
-
-
-def reason(error: requests.RequestException) -> str:
-    """Why nothing arrived, in a few words."""
-    if isinstance(error, requests.HTTPError):
-        return f"HTTP {error.response.status_code}"
-    return type(error).__name__  # connection refused, no such host, timeout
