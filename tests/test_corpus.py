@@ -84,12 +84,6 @@ def test_four_downloads_at_once(server, tmp_path):
     assert [p.name for p in download.DATA_DIR.iterdir()] == ["tinyshakespeare.txt"]
 
 
-def test_a_data_folder_that_is_not_to_be_written(server):
-    download.DATA_DIR.symlink_to("nowhere")
-    with pytest.raises(UserError, match="can't be written: .*--data plays"):
-        read_corpus("tinyshakespeare")
-
-
 def test_a_server_without_the_file_means_the_rendering(server):
     server.answer = (503, 0, b"")
     assert "HTTPError" in read_corpus("tinyshakespeare").source

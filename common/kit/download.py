@@ -5,7 +5,6 @@ from pathlib import Path
 
 import requests
 
-from common.kit.cli import UserError
 from common.kit.disk import checked
 
 DATA_DIR = Path(__file__).parents[2] / "data"
@@ -14,8 +13,8 @@ DATA_DIR = Path(__file__).parents[2] / "data"
 def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     """The bytes of the file at url, which is kept in DATA_DIR under this name.
 
-    Raises UserError if their SHA-256 is not the expected one, or if DATA_DIR can't be written to;
-    requests.RequestException if nothing arrived. `instead` tells the user what else to do.
+    Raises UserError if their SHA-256 is not the expected one, requests.RequestException if nothing
+    arrived. `instead` tells the user what else to do.
     """
     path = DATA_DIR / name
     if path.exists():
@@ -25,10 +24,7 @@ def downloaded(url: str, name: str, sha256: str, instead: str) -> bytes:
     what = f"the download of {name}"
     data = checked(response.content, sha256, what, f"try again, or {instead}")
     partial = path.with_suffix(f".{os.getpid()}.partial")  # two processes may download at once
-    try:
-        DATA_DIR.mkdir(exist_ok=True)
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{DATA_DIR} can't be written: {error.strerror}; {instead}") from None
+    DATA_DIR.mkdir(exist_ok=True)
+    partial.write_bytes(data)
+    os.replace(partial, path)
     return data
