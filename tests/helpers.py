@@ -162,8 +162,8 @@ class TwoRanks:
             process.stdin.flush()
 
     def wait(self) -> list[Done]:
-        """How the job ended on each rank. Both are killed if one is still at it after a minute."""
-        end = time.monotonic() + 60
+        """How the job ended on each rank. Both are killed if one is still at it after 5 minutes."""
+        end = time.monotonic() + 300
         for process in self.processes:
             if not select.select([process.stdout], [], [], max(0, end - time.monotonic()))[0]:
                 self.close()

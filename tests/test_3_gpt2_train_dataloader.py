@@ -12,6 +12,7 @@ import torch
 from conftest import run_script, started
 
 from common.data import Batches, load_tokens, val_size
+from common.kit.disk import run_folder
 from common.kit.runlog import RunLog
 from common.tokenizer import gpt2_tokenizer
 
@@ -106,6 +107,11 @@ def test_two_runs_are_the_same(call, text_file, tmp_path):
     assert one == two
 
 
+def test_two_runs_in_one_folder_are_refused(refused, text_file):
+    with RunLog(run_folder("runs/3_dataloader"), ("step", "loss"), 1):
+        refused("another process trains in runs/3_dataloader", 3, "--data", str(text_file))
+
+
 def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
     options = (*SMALL, "--data", str(text_file), "--steps", "99999")
     process = started(3, *options, cwd=tmp_path, until="step   20")
@@ -113,7 +119,7 @@ def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in stderr
     folder = tmp_path / "runs/3_dataloader"
-    assert {p.name for p in folder.iterdir()} == {"metrics.csv", "metrics.png"}
+    assert {p.name for p in folder.iterdir()} == {".lock", "metrics.csv", "metrics.png"}
     rows = list(csv.reader((folder / "metrics.csv").open()))
     assert len(rows) > 20 and {len(row) for row in rows} == {5}
     assert "metrics.png" in stdout

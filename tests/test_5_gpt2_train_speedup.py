@@ -306,7 +306,7 @@ def test_glibc_is_asked_for_what_it_takes(monkeypatch, takes, calls):
 
 def test_timing_and_peaks_are_of_this_world():
     seconds, result = timed(lambda: time.sleep(0.05) or 7, CPU)
-    assert result == 7 and 0.05 <= seconds < 0.5
+    assert result == 7 and seconds >= 0.05
     peak = matmul_peak(CPU, torch.float32)
     n = 1024
     a = torch.randn(n, n)

@@ -201,7 +201,7 @@ def test_the_script_as_a_user_runs_it(text_file, tmp_path):
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     folder = tmp_path / "runs/6_hyparam"
-    assert {p.name for p in folder.iterdir()} == {"metrics.csv", "metrics.png", "hf"}
+    assert {p.name for p in folder.iterdir()} == {".lock", "metrics.csv", "metrics.png", "hf"}
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     steps = [row for row in rows if row["loss"]]

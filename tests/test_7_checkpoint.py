@@ -193,7 +193,7 @@ for trial in range(20):
     )
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()
-    assert sum(".step" in line for line in found) >= 5, found  # killed while it was writing
+    assert sum(".step" in line for line in found) >= 1, found  # killed while it was writing
     assert "damaged" not in done.stdout
 
 

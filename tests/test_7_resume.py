@@ -326,6 +326,7 @@ def test_a_second_ctrl_c_ends_at_once(call, options, monkeypatch, short):
 
 def test_a_ctrl_c_that_torchrun_passes_on_is_not_a_second_one(monkeypatch):
     """Its ranks have had it from the terminal a moment before."""
+    monkeypatch.setattr("common.run.signals.SECONDS_APART", 60)
     with StopSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,6 +346,20 @@ def test_signals_are_as_before_after_a_run():
 
 
 # Folders
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_touched(refused, options, monkeypatch):
+    """Another process took the folder after this one had looked, and before it began."""
+    make = Run.model
+
+    def model(self, *how):
+        self.folder.mkdir()
+        (self.folder / "config.json").write_text("the other's")
+        return make(self, *how)
+
+    monkeypatch.setattr(Run, "model", model)
+    refused("holds a run", 7, *options, "--out", "run")
+    assert Path("run/config.json").read_text() == "the other's"
 
 
 def test_an_existing_folder_without_a_run_is_not_touched(refused, options):

@@ -30,6 +30,11 @@ def run_folder(out: str) -> Path:
     return folder
 
 
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but hidden files."""
+    return all(path.name[0] == "." for path in folder.iterdir())
+
+
 def check_json(option: str | None) -> None:
     """Raises UserError if the file given as --json can't be written."""
     file = Path(option or "numbers.json").expanduser()
@@ -102,9 +107,11 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
         os.replace(partial, final)
         remove(old)
         sync(final.parent)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{final} can't be written: {error}; {hint}") from None
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UserError(f"{final} can't be written: {error}; {hint}") from None
+        raise
 
 
 def remove(path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from common.data import Tokens
 from common.init import tie_weights
 from common.kit.cli import UserError
-from common.kit.disk import check_room, lock, read_json, remove, run_folder, write_json
+from common.kit.disk import check_room, is_empty, lock, read_json, remove, run_folder, write_json
 from common.model import GPT, GPTConfig
 from common.presets import preset
 from common.run import checkpoint
@@ -43,7 +43,7 @@ class Run:
             raise UserError("--resume and --restart exclude each other: give one of them")
         if resume and not is_run:
             raise UserError(f"{folder} holds no run: start one without --resume")
-        if not is_run and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_run and folder.exists() and not (folder.is_dir() and is_empty(folder)):
             raise UserError(f"{folder} exists and holds no run: give another --out")
         if is_run and not resume and not options.restart:
             hint = "--resume continues it, --restart deletes it, another --out keeps it"
@@ -76,6 +76,8 @@ class Run:
         check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
         run_folder(options.out)
         self._lock()
+        if not options.resume:
+            self._open(options)  # another process may have made a run here meanwhile
         if options.restart:
             for name in FILES:
                 remove(self.folder / name)

@@ -12,7 +12,7 @@ from numpy.lib.format import write_array_header_1_0
 from tqdm import tqdm
 
 from common.kit.cli import UserError
-from common.kit.disk import lock, read_json, sha256, sync, write_json
+from common.kit.disk import is_empty, lock, read_json, sha256, sync, write_json
 from common.run.tokenfiles import map_ids
 from common.shards.documents import Batch, Position
 from common.tokenizer import VOCAB_SIZE
@@ -36,13 +36,14 @@ class Shards:
         self.position, self.tokens = Position(), Counter(train=0, val=0)
         self.files, self.saved = {}, 0.0  # the open shard of each split; the time of the last save
         self.meta, self.note = folder / "meta.json", folder / "progress.json"
-        self.complete = self.meta.exists()
-        found = self.meta if self.complete else self.note
-        if not found.exists() and any(path.name[0] != "." for path in folder.iterdir()):
+        # In this order: another process may be beginning or finishing the same shards.
+        if not is_empty(folder) and not (self.note.exists() or self.meta.exists()):
             raise UserError(f"{folder} is not empty: give an empty or a new folder as --out")
-        self.lock = None if self.complete else lock(folder / ".lock")
+        self.lock = None if self.meta.exists() else lock(folder / ".lock")
+        self.complete = self.meta.exists()
         if not (self.complete or self.lock):
             raise UserError(f"another process writes into {folder}: give another --out")
+        found = self.meta if self.complete else self.note
         if found.exists():
             self._resume(read_json(found))
 
