@@ -44,7 +44,6 @@ from common.search.trial import Trial, TrialFailed
 from common.speed import Setting, autocast, autocast_dtype, build, loss_function
 
 EVALS = 3  # maximum per phase and trial
-SECONDS_TO_LOSE = 60  # of training, at most, if the process is killed
 
 
 @dataclass
@@ -114,7 +113,7 @@ def train(
     with autocast(device, setting.dtype):
         loss_of(zeros, zeros).backward()  # new: the slow first pass is not in the trial's seconds
     optimizer.zero_grad()
-    saved, eval_every = time.perf_counter(), math.ceil(phase.steps / EVALS)
+    eval_every = math.ceil(phase.steps / EVALS)
     for step in range(trial.step, phase.last):
         start = time.perf_counter()
         # new: constant after the warm-up, since a trial may be promoted to more steps
@@ -140,10 +139,8 @@ def train(
                 raise TrialFailed(f"validation loss {val_loss} at step {trial.step}")
             trial.curve.append((trial.step, trial.seconds, val_loss))
             log.val(trial, val_loss)
-        too_long = time.perf_counter() - saved > SECONDS_TO_LOSE
-        if trial.step == phase.last or stop.asked or too_long:  # new: the next phase resumes it
+        if trial.step == phase.last or stop.asked:  # new: the next phase resumes it
             trial.save(model, optimizer, scaler, batches, device)
-            saved = time.perf_counter()
         if stop.asked:
             raise KeyboardInterrupt
 

@@ -213,38 +213,6 @@ def test_promotion_equals_training_in_one_go(small, text_file):
     assert len(times) == 6 and 0 < times[0] and times == sorted(set(times))  # of all three phases
 
 
-def test_a_kill_within_a_phase_loses_little_of_it(text_file):
-    """A checkpoint is there before the phase ends, and to resume from it is the same run."""
-    script = load_script(8)
-    script.SECONDS_TO_LOSE, script.EVALS = 0, 4
-    tokens = load_tokens(str(text_file))
-    values = {"lr": 1e-3, "batch_size": 2, "block_size": 16, "n_embd": 16, "n_layer": 1,
-              "n_head": 1}  # fmt: skip
-
-    def train(folder, val_log):
-        trial = Trial(0, 0, values, Phase(1, 0, 8), Path(folder), None, None)
-        setting = Setting(vocab_multiple=128)
-        model = build(config_of(values), setting, 1)
-        batches = script.RankBatches(tokens.train, 2, 16, 1, script.Ranks(torch.device("cpu")))
-        val, log = torch.from_numpy(tokens.val[:100].astype("int64")), SimpleNamespace(val=val_log)
-        with script.StopSignal() as stop:
-            script.train(model, batches, val, log, trial, setting, stop)
-        return [(step, loss) for step, _, loss in trial.curve]
-
-    def killed(trial, val_loss):
-        if trial.step == 4:
-            raise SystemError
-
-    Path("one").mkdir(), Path("two").mkdir()
-    whole = train("one", lambda trial, val_loss: None)
-    with pytest.raises(SystemError):
-        train("two", killed)
-    steps = []
-    again = train("two", lambda trial, val_loss: steps.append(trial.step))
-    assert steps == [4, 6, 8]  # step 3 was saved; evaluations are where they were
-    assert again == whole
-
-
 @pytest.mark.parametrize("how", ["good", "other", "beyond", "damaged"])
 def test_a_checkpoint_that_is_of_no_use_is_not_taken(one, how):
     """Damaged, of another trial, or beyond the phase: the trial starts again."""
