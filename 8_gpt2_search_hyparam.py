@@ -76,7 +76,8 @@ class SearchLog:
         self.search, self.start, self.first = search, time.perf_counter(), search.steps_done()
 
     def val(self, trial: Trial, val_loss: float) -> None:
-        self.search.alive(trial)
+        with self.search.lock:
+            trial.asked.report(val_loss, trial.step)  # for Optuna's dashboard
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
         if trial.step == trial.phase.last:  # a loss that a trial only passes through does not count
             ends[trial.number] = val_loss
@@ -167,9 +168,6 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
             B, T = values["batch_size"], values["block_size"]
             batches = RankBatches(tokens.train, B, T, options.seed, Ranks(device))
             train(model, batches, val, log, trial, setting, stop)
-        except KeyboardInterrupt:
-            search.alive(trial)  # it did not kill this process: the user ended it
-            raise
         except TrialFailed as error:
             reason = str(error)
         except RuntimeError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 from optuna.trial import TrialState
 
 from common.kit.cli import UserError
@@ -155,29 +156,11 @@ def test_a_sampler_that_finds_nothing_new_is_not_needed(tmp_path, monkeypatch):
     assert len({tuple(trial.values.items()) for trial in trials}) == 9
 
 
-def test_a_trial_that_ends_its_processes_has_failed(tmp_path):
-    """As the system's killer does to a process that takes too much memory."""
-    search = search_with(tmp_path, "2x5,1x9")
-    for _ in range(3):
-        trial = search.take()
-        assert trial.number == 0
-        trial.lock.release()
-    trial = search.take()
-    assert trial.number == 1 and search.trials(0)[0].state == TrialState.FAIL
-    assert search.trials(0)[0].user_attrs["reason"] == "3 processes died of it"
-    for _ in range(5):  # this one comes as far as an evaluation each time
-        search.alive(trial)
-        trial.lock.release()
-        trial = search.take()
-        assert trial.number == 1
-
-
 def test_losses_are_reported_to_optuna_once(tmp_path, recwarn):
     search = search_with(tmp_path, "2x5,1x9")
-    trial = search.take()
-    for point in ((2, 1.0, 5.0), (4, 2.0, 4.0), (4, 2.0, 4.0)):  # the last again, after a resume
-        trial.curve.append(point)
-        search.alive(trial)
+    trial, log = search.take(), load_script(8).SearchLog(search)
+    for trial.step, loss in ((2, 5.0), (4, 4.0), (4, 4.0)):  # the last again, after a resume
+        log.val(trial, loss)
     assert search.trials(0)[0].intermediate_values == {2: 5.0, 4: 4.0} and not recwarn.list
 
 

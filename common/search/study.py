@@ -21,8 +21,6 @@ from common.search.phases import Phase, distributions, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
 
-MAX_DEATHS = 3  # processes in a row that die of training a trial, before it counts as failed
-
 
 def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str) -> "Search":
     """The search in --out, new or begun with these options. Raises UserError for other options."""
@@ -131,33 +129,17 @@ class Search:
         return self.trials(k)[-1]
 
     def _take(self, k: int, noted: FrozenTrial) -> Trial | None:
-        """Take a trial for this process. None if another process trains it. Also None if
-        MAX_DEATHS processes died training it, of too much memory say: then the trial has failed."""
+        """Take a trial for this process. None if another process trains it."""
         folder = self.folder_of(noted)
         folder.mkdir(parents=True, exist_ok=True)
         held = lock(folder / ".lock")
         if held is None:
             return None
         asked = optuna.Trial(self.studies[k], noted._trial_id)
-        trial = Trial(k, number_of(noted), noted.params, self.phases[k], folder, held, asked)
-        starts = noted.user_attrs.get("starts", 0)
-        if starts == MAX_DEATHS:
-            self.tell(trial, f"{starts} processes died of it")
-            return None
-        asked.set_user_attr("starts", starts + 1)
-        return trial
+        return Trial(k, number_of(noted), noted.params, self.phases[k], folder, held, asked)
 
     def folder_of(self, trial: FrozenTrial) -> Path:
         return self.folder / "trials" / f"{number_of(trial):04d}"
-
-    def alive(self, trial: Trial) -> None:
-        """Reset the count of processes that died training a trial: this one works, so if it ends
-        now, the trial is not the cause. Report the validation loss to Optuna's dashboard."""
-        with self.lock:
-            trial.asked.set_user_attr("starts", 0)
-            if trial.curve:
-                step, _, val_loss = trial.curve[-1]
-                trial.asked.report(val_loss, step)
 
     def tell(self, trial: Trial, reason: str | None = None) -> None:
         """Record how a trial ended, with the last loss of its curve or failed for a reason, and
