@@ -380,6 +380,7 @@ def again(one, text_file) -> tuple:
 def test_another_search_in_the_folder_is_refused(again, refused):
     refused("has n_layer [1], not [1, 2]", *again, "--n-layer", "1", "2")
     refused('has phases "1x12", not "1x13"', *again, "--phases", "1x13")
+    refused('has storage null, not "s.log"', *again, "--storage", "s.log")
     Path("other.txt").write_text("One text is not another. " * 500)
     refused("has text", *again, "--data", "other.txt")
 
@@ -408,9 +409,7 @@ def of_another_version(good: bytes) -> bytes:
         "random": lambda good: random.Random(0).randbytes(len(good)),
         "half": lambda good: good[: len(good) // 2],
         "hole": lambda good: good[:8192] + b"\xff" * 12288 + good[20480:],
-        "empty": lambda good: b"",
         "other studies": lambda good: other_tables("create table studies (a)"),
-        "other tables": lambda good: other_tables("create table a (b)"),
         "other version": of_another_version,
         "folder": None,
     }.items(),

@@ -29,7 +29,8 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
         hint = "widen the space, or ask for fewer trials"
         raise UserError(f"--phases wants {phases[0].trials} trials, the space has {size}: {hint}")
     given = {name: list(values) for name, values in space.items()} | {"text": text}
-    given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
+    names = ("phases", "sampler", "eval_tokens", "seed", "storage")
+    given |= {name: getattr(options, name) for name in names}
     folder = run_folder(options.out)
     file = folder / "search.json"
     # In this order: another process may be beginning the same search.
