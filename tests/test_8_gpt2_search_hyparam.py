@@ -291,21 +291,6 @@ def test_two_processes_share_the_work(text_file):
     assert len(found) == 9 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
 
 
-def test_two_processes_may_begin_it_at_once(call, one, text_file, monkeypatch):
-    """The other one's files appear just when this one looks whether there are any."""
-    iterdir = Path.iterdir
-
-    def begun_meanwhile(folder):
-        if folder == Path("s"):
-            shutil.copytree(one, folder, dirs_exist_ok=True)
-        return iterdir(folder)
-
-    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
-    options = (*SMALL, *ONE, "--phases", "1x12", "--data", str(text_file), "--out", "s")
-    code, stdout = call(8, *options)[:2]
-    assert code == 0 and "\ntrial " not in stdout
-
-
 @pytest.mark.parametrize(
     ("why", "name", "bad"), [("loss nan at step", "lr", 1e30), ("the memory is full", "n_layer", 2)]
 )
@@ -361,13 +346,6 @@ def test_without_scikit_learn_no_search_begins(refused, text_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     refused("not installed: pip install scikit-learn", 8, *SMALL, "--data", str(text_file))
     assert not Path("runs").exists()
-
-
-def test_a_folder_that_holds_something_else_is_left_alone(refused, text_file):
-    Path("mine").mkdir()
-    Path("mine/letter").write_text("mine")
-    refused("holds something else", 8, *SMALL, "--data", str(text_file), "--out", "mine")
-    assert [p.name for p in Path("mine").iterdir()] == ["letter"]
 
 
 @pytest.fixture

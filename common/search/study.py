@@ -33,10 +33,7 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     given |= {name: getattr(options, name) for name in names}
     folder = run_folder(options.out)
     file = folder / "search.json"
-    # In this order: another process may be beginning the same search.
-    if any(not path.name.startswith(".") for path in folder.iterdir()) and not file.exists():
-        raise UserError(f"{options.out} holds something else: give another --out")
-    with FileLock(folder / ".lock"):
+    with FileLock(folder / ".lock"):  # another process may be beginning the same search
         if not file.exists():
             write_json(file, given)
     there = read_json(file)
