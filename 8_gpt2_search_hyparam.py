@@ -60,7 +60,7 @@ class Options:
     eval_tokens: int = 2048  # evaluate on this many validation tokens
     # run
     phases: str = "24x20,6x60,2x180"  # trials x steps; promote each phase's best to the next
-    sampler: Literal["grid", "random", "tpe"] = "grid"  # sample the first phase's trials this way
+    sampler: Literal["grid", "tpe"] = "grid"  # sample the first phase's trials this way
     seed: int = 1337  # change it to draw other trials, weights and batches
     out: str = "runs/8_search"  # write to this folder
     storage: str | None = None  # keep trials in this database or journal; by default, in --out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import GridSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from common.kit.cli import UserError
@@ -86,10 +86,14 @@ def distributions(space: dict[str, tuple]) -> dict[str, CategoricalDistribution]
     return {name: CategoricalDistribution(values) for name, values in space.items()}
 
 
-def new_values(space: dict[str, tuple], sampler: str, seed: int, tried: list[FrozenTrial]) -> dict:
-    """Values that no trial in `tried` has: the sampler's if it finds some, else any. The sampler
-    works on a copy of the study, where its repeats leave no trace."""
-    copy = optuna.create_study(sampler=new_sampler(space, sampler, seed, len(tried)))
+def new_values(space: dict[str, tuple], name: str, seed: int, tried: list[FrozenTrial]) -> dict:
+    """Values that no trial in `tried` has: the named sampler's if it finds some, else any. The
+    sampler works on a copy of the study, where its repeats leave no trace."""
+    if name == "grid":  # one random order for the whole search
+        sampler = GridSampler(space, seed % 2**32)
+    else:  # a new seed for each trial, so that no two processes draw the same values
+        sampler = TPESampler(seed=(seed + len(tried)) % 2**32, constant_liar=True)
+    copy = optuna.create_study(sampler=sampler)
     copy.add_trials(tried)
     seen = [trial.params for trial in tried]
     for _ in range(MAX_REPEATS):
@@ -99,12 +103,3 @@ def new_values(space: dict[str, tuple], sampler: str, seed: int, tried: list[Fro
     products = itertools.product(*space.values())
     whole = (dict(zip(space, values, strict=True)) for values in products)
     return random.Random(seed + len(seen)).choice([v for v in whole if v not in seen])
-
-
-def new_sampler(space: dict[str, tuple], name: str, seed: int, n_tried: int) -> BaseSampler:
-    """Optuna's sampler. The grid has one order for the whole search; the others get a new seed for
-    each trial, so that no two processes draw the same values."""
-    if name == "grid":
-        return GridSampler(space, seed % 2**32)
-    seed = (seed + n_tried) % 2**32
-    return RandomSampler(seed) if name == "random" else TPESampler(seed=seed, constant_liar=True)

@@ -51,7 +51,7 @@ def number_of(trial: FrozenTrial) -> int:
 
 class Search:
     """The state of a search, in a folder that processes share: while one holds `lock`, no other
-    writes. space: the values of each hyper-parameter; sampler: grid, random or tpe."""
+    writes. space: the values of each hyper-parameter; sampler: grid or tpe."""
 
     def __init__(
         self, folder: Path, phases: list[Phase], space: dict, sampler: str, seed: int, storage=None
