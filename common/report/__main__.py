@@ -88,13 +88,9 @@ def run_part(part: Part, device: torch.device) -> str:
         command = [sys.executable, str(script), *options, "--device", str(device)]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(command, cwd=folder, text=True, **output) as process:
-            try:
-                for line in process.stdout:
-                    print(f"  {line}", end="")
-                    printed.append(line.replace(folder, "…"))
-            except BaseException:  # Ctrl-C may have reached this process alone
-                process.kill()
-                raise
+            for line in process.stdout:
+                print(f"  {line}", end="")
+                printed.append(line.replace(folder, "…"))
         if process.returncode:
             return f"Failed: {(printed or ['it printed nothing'])[-1].strip()}"
         said = f"```\n{''.join(printed).rstrip()}\n```"
