@@ -65,21 +65,18 @@ def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> fl
     whose kernel is slow for this shape or dtype."""
     q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
 
-    def formula():
-        causal_attention(q, k, v).sum().backward()
-
-    def flash():
-        flash_attention(q, k, v).sum().backward()
+    def seconds(attention) -> float:
+        return timed(lambda: attention(q, k, v).sum().backward(), device)[0]
 
     try:
-        formula()
+        seconds(causal_attention)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return math.inf
-    seconds = [(timed(formula, device)[0], timed(flash, device)[0]) for _ in range(10)]
+    pairs = [(seconds(causal_attention), seconds(flash_attention)) for _ in range(10)]
     # The minima, since other work on the machine slows some repetitions down.
-    return min(a for a, _ in seconds) / min(b for _, b in seconds)
+    return min(a for a, _ in pairs) / min(b for _, b in pairs)
 
 
 def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
