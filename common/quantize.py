@@ -93,10 +93,9 @@ def quantized(model: nn.Module, bits: int, dtype: torch.dtype, dense_dtype: torc
 
 def bytes_per_token(model: nn.Module) -> int:
     """The weights that a new token reads, in bytes. Embeddings are left out: it reads one row."""
-    tensors = {
-        id(t): t
+    return sum(
+        t.nbytes
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
         for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    }
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    )
