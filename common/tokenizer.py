@@ -29,6 +29,7 @@ SHA256 = {
 }
 
 
+@functools.cache
 def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
@@ -36,11 +37,7 @@ def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     one only adds padding at the end. Raises UserError if GPT-2's files are missing and can't be
     downloaded, or are not OpenAI's.
     """
-    return _tokenizer(min(vocab_size, VOCAB_SIZE))
-
-
-@functools.cache
-def _tokenizer(vocab_size: int) -> tiktoken.Encoding:
+    vocab_size = min(vocab_size, VOCAB_SIZE)
     ids = token_ids(vocab_size)
     end_of_text = ids.pop(END_OF_TEXT)
     # encoder.json writes each byte of a token as one printable character. A printable byte stands

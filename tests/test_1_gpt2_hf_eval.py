@@ -102,7 +102,7 @@ def test_the_tokenizer_needs_no_network(monkeypatch):
     def no_network(*_):
         raise AssertionError("a socket was opened")
 
-    common.tokenizer._tokenizer.cache_clear()
+    gpt2_tokenizer.cache_clear()
     monkeypatch.setattr(socket, "socket", no_network)
     assert gpt2_tokenizer().encode_ordinary("To be") == [2514, 307]
 
