@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -122,8 +121,7 @@ def export(model: GPT, folder: Path, facts: dict[str, object]) -> None:
 def hugging_face_config(name_or_dir: str) -> GPT2Config:
     """The config of a model on the Hub or in a local folder, before any weight is read. Raises
     HubUnreachable, and UserError for a model that our GPT can't compute."""
-    path = model_folder(name_or_dir, "config.json") / "config.json"
-    given = read_json(path)
+    given = read_json(model_folder(name_or_dir, "config.json") / "config.json")
     if "recipe" in given:  # the options of a run
         hint = "export a checkpoint: python -m common.run.export"
         raise UserError(f"{name_or_dir} is a run: give its hf/, written at its end, or {hint}")
@@ -133,19 +131,14 @@ def hugging_face_config(name_or_dir: str) -> GPT2Config:
     for field, value in SUPPORTED.items():
         if given[field] != value:
             raise UserError(f"{name_or_dir} has {field} {given[field]}, not {value}: give a GPT-2")
-    try:
-        end = min(given["vocab_size"], VOCAB_SIZE) - 1
-        sizes = {field: given[field] for field in FIELDS}
-        config = GPT2Config(**sizes, bos_token_id=end, eos_token_id=end)
-    except (StrictDataclassError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from None
-    size = config.vocab_size
+    size, sizes = given["vocab_size"], {field: given[field] for field in FIELDS}
+    end = min(size, VOCAB_SIZE) - 1
     if size < VOCAB_SIZE:
         tokenizer = read_json(model_folder(name_or_dir, "tokenizer.json") / "tokenizer.json")
         if tokenizer.get("model", {}).get("vocab") != token_ids(size):
             hint = "give a model with GPT-2's vocabulary"
             raise UserError(f"{name_or_dir} has {size} ids that are not GPT-2's first ones: {hint}")
-    return config
+    return GPT2Config(**sizes, bos_token_id=end, eos_token_id=end)
 
 
 def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
