@@ -160,7 +160,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
             theirs = way(name, setting, *fixed, hugging_face=True)
             ladder.add(theirs)
             print(f"{'':14} ours takes {ours.median_ms / theirs.median_ms:.2f} of its time")
-    ladder.add_last(measure(f"{ladder.first.name}, again", first, *fixed))
+    ladder.add_last(measure(f"{ladder.rungs[0].name}, again", first, *fixed))
 
 
 def main(options: Options) -> None:

@@ -72,7 +72,7 @@ class DecodeLadder(Ladder):
 
     def fastest(self, prefix: str = "") -> DecodeRung:
         """The fastest rung with B = 1 whose name begins with prefix."""
-        rungs = [r for r in self.rungs if r.ms and r.B == 1 and r.name.startswith(prefix)]
+        rungs = [r for r in self.rungs if r.B == 1 and r.name.startswith(prefix)]
         return max(rungs, key=lambda rung: rung.tokens_per_s)
 
     def check(self, rung: DecodeRung, first: DecodeRung) -> str:

@@ -32,7 +32,6 @@ class Rung:
     mfu: float = 0.0  # share of the matmul peak, 0 to 1
     times_previous: float | None = None
     times_first: float | None = None
-    skipped: str | None = None  # the reason
 
     def row(self, step: int, loss: float, ms: float, **_) -> None:
         self.loss = loss if step == 0 else self.loss
@@ -72,7 +71,6 @@ class Ladder:
     def begin(self, device: torch.device, peaks: dict[str, float]) -> None:
         """Print the header. peaks: the machine's limits by name; `peak` adds to them."""
         self.device, self.peaks, self.rungs = device, peaks, []
-        self.first = None  # the first rung that was measured
         shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
         print(f"{'rung':<14}{shared}{self.columns}")
 
@@ -81,7 +79,6 @@ class Ladder:
         return rung.median_ms
 
     def skip(self, name: str, reason: str) -> None:
-        self.rungs.append(Rung(name, skipped=reason))
         print(f"{name:<14} skipped: {reason}")
 
     @contextlib.contextmanager
@@ -96,10 +93,10 @@ class Ladder:
 
     def add(self, rung: Rung, previous: Rung | None = None) -> None:
         """Check a measured rung, compute its ratios, and print its row."""
-        self.first = self.first or rung
-        own = self.check(rung, self.first)
+        first = self.rungs[0] if self.rungs else rung
+        own = self.check(rung, first)
         rung.times_previous = previous and rung.tokens_per_s / previous.tokens_per_s
-        rung.times_first = rung.tokens_per_s / self.first.tokens_per_s
+        rung.times_first = rung.tokens_per_s / first.tokens_per_s
         self.rungs.append(rung)
         times_previous = f"{rung.times_previous:.2f}" if rung.times_previous else "–"
         print(
@@ -121,18 +118,17 @@ class Ladder:
     def add_last(self, again: Rung) -> None:
         """Add the first rung, measured again, and say how steady the machine was."""
         self.add(again)
-        print(f"{'':14} drift: {again.median_ms / self.first.median_ms:.2f} of the first time")
+        print(f"{'':14} drift: {again.median_ms / self.rungs[0].median_ms:.2f} of the first time")
         if reason := self.why_unreliable():
             print(f"unreliable, the machine was busy: {reason}")
 
     def why_unreliable(self) -> str | None:
         """What shows that the machine was busy with other work, or None. The last rung is the first
         one measured again."""
-        measured = [rung for rung in self.rungs if rung.ms]
-        highest = max(rung.share for rung in measured)
+        highest = max(rung.share for rung in self.rungs)
         if highest > 1:
             return f"a row is at {highest:.0%} of the peak"
-        drift = measured[-1].median_ms / measured[0].median_ms
+        drift = self.rungs[-1].median_ms / self.rungs[0].median_ms
         if not 1 - MAX_DRIFT < drift < 1 + MAX_DRIFT:
             return f"the same work takes {drift:.2f} of the time"
         return None
@@ -156,7 +152,7 @@ class Ladder:
         try:
             yield
         finally:
-            if any(rung.ms for rung in self.rungs):
+            if self.rungs:
                 plot_ladder(picture, self, title)
                 print(f"saved: {picture}")
                 rungs = [asdict(rung) for rung in self.rungs]
@@ -169,7 +165,7 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     """One bar per rung: the ladder's `bars`."""
     from matplotlib.figure import Figure  # half a second to import
 
-    rungs = [rung for rung in ladder.rungs if rung.ms]
+    rungs = ladder.rungs
     figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]

@@ -227,9 +227,7 @@ def test_the_arithmetic_of_the_ladder(capsys):
 def test_a_busy_machine_is_reported(last, words):
     ladder = Ladder(TINY, B=4, T=32, device=CPU)
     ladder.peaks = {"torch.float32, highest": 1e12}
-    ladder.skip("1 TF32", "not here")
     for ms in (200, 80, last):
-        ladder.rungs = [r for r in ladder.rungs if r.ms]
         ladder.add(rung("0 fp32", ms))
     why = ladder.why_unreliable()
     assert why is None if words is None else words in why
@@ -421,7 +419,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     result = json.loads((tmp_path / "l.json").read_text())
-    rows = [r for r in result["rungs"] if r["ms"]]
+    rows = result["rungs"]
     assert all(len(r["ms"]) == 4 and 0 < r["mfu"] < 1 for r in rows)
     assert all(abs(r["loss"] - rows[0]["loss"]) < 0.02 for r in rows)
     assert rows[-1]["loss"] == rows[0]["loss"] and rows[-1]["val_loss"] == rows[0]["val_loss"]
