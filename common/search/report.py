@@ -23,25 +23,24 @@ def report(search: Search, options, n_val: int) -> None:
     """Print which trial is best and what matters; write pictures and best.toml into the search's
     folder. n_val: how many validation tokens the text has. Raises UserError if all trials failed.
     """
-    folder, latest = search.folder, search.latest()
-    failed = [trial for trial in latest.values() if trial.value is None]
+    folder, trials = search.folder, list(search.latest().values())
+    alive = [trial for trial in trials if trial.value is not None]
+    failed = [trial for trial in trials if trial.value is None]
     why = failed[0].user_attrs["reason"] if failed else ""
-    if len(failed) == len(latest):
+    if not alive:
         raise UserError(f"every trial failed, the first with: {why}")
-    for k, phase in enumerate(search.phases):
-        # A trial that failed in a later phase does not count, even if it was among the best here.
-        stayed = [t for t in search.complete(k) if latest[number_of(t)].value is not None]
-        if stayed:
-            best, steps = stayed, phase.last
+    steps = max(trial.user_attrs["step"] for trial in alive)
+    last = [trial for trial in alive if trial.user_attrs["step"] == steps]
+    best = sorted(last, key=lambda trial: trial.value)
     print_best(best, search.space, steps)
     if failed:
-        print(f"failed: {len(failed)} of {len(latest)}, the first with: {why}")
+        print(f"failed: {len(failed)} of {len(trials)}, the first with: {why}")
     n = min(options.eval_tokens, n_val)
     print(f"loss: over the first {n:,} of {n_val:,} validation tokens, in windows of")
     print("block_size; stage 6's loss is over all of them: not comparable")
     varied = [name for name, values in search.space.items() if len(values) > 1]
     for file, names in (("lr.png", ["lr"]), ("curves.png", varied or list(search.space))):
-        plot_curves(folder / file, list(latest.values()), search.space, names)
+        plot_curves(folder / file, trials, search.space, names)
     print_importances(search, varied)
     write_best(folder / "best.toml", best[0], steps, options.data, search.seed)
     print("saved: lr.png, other pictures, and best.toml; to train the best trial as a run:")
