@@ -16,7 +16,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +45,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A script to run. Its section in the file is what it prints, or a table made from the folder
-    that it ran in."""
+    """A script to run. Its section in the file is what it prints, or, of stage 7, a table."""
 
     title: str
     stage: int
     options: str
-    table: Callable[[Path], str] | None = None
 
 
 def parts(device: torch.device) -> list[Part]:
@@ -68,8 +65,7 @@ def parts(device: torch.device) -> list[Part]:
         ladders = [f"{size} --block-size 1024 --steps 12" for size in sizes]
         decoding = ""
     trainings = [
-        Part(f"Training, B = {b}", 7, f"{training} --batch-size {b} --out run", training_table)
-        for b in (B // 2, B)
+        Part(f"Training, B = {b}", 7, f"{training} --batch-size {b} --out run") for b in (B // 2, B)
     ]
     return [
         Part("Parity with Hugging Face", 1, "--samples 1 --eval-tokens 2048"),
@@ -94,7 +90,7 @@ def run_part(part: Part, device: torch.device) -> str:
         if process.returncode:
             return f"Failed: {(printed or ['it printed nothing'])[-1].strip()}"
         said = f"```\n{''.join(printed).rstrip()}\n```"
-        result = part.table(Path(folder)) if part.table else said
+        result = training_table(Path(folder)) if part.stage == 7 else said
     took = duration(time.perf_counter() - start)
     return f"`{' '.join([script.name, *options])}`, in {took}:\n\n{result}"
 
