@@ -5,7 +5,6 @@ Not every machine gains from each of them: `why_not` returns the reason, or None
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -59,11 +58,12 @@ def flash_attention(q, k, v, dropout_p=0.0):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
-def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> float:
-    """How many times faster flash_attention is than causal_attention, forward and backward, for q,
-    k, v of shape (B, nh, T, hs). It is inf if the scores do not fit in memory, and below 1 on CPUs
-    whose kernel is slow for this shape or dtype."""
-    q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
+def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
+    """Time flash_attention and the formula, forward and backward, on one layer's q, k, v of a
+    (B, T) batch. Returns the reason to stay with the formula, or None: some CPUs' kernel is slow
+    for some shapes and dtypes."""
+    shape = (B, config.n_head, T, config.n_embd // config.n_head)
+    q, k, v = torch.randn(3, *shape, device=device, dtype=dtype or torch.float32).requires_grad_()
 
     def seconds(attention) -> float:
         return timed(lambda: attention(q, k, v).sum().backward(), device)[0]
@@ -73,18 +73,11 @@ def attention_gain(shape: tuple, dtype: torch.dtype, device: torch.device) -> fl
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return math.inf
+        return None  # its scores do not fit in memory
     pairs = [(seconds(causal_attention), seconds(flash_attention)) for _ in range(10)]
     # The minima, since other work on the machine slows some repetitions down.
-    return min(a for a, _ in pairs) / min(b for _, b in pairs)
-
-
-def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device) -> str | None:
-    """Time flash_attention and the formula on one layer's q, k, v of a (B, T) batch. Returns the
-    reason to stay with the formula, or None."""
-    shape = (B, config.n_head, T, config.n_embd // config.n_head)
-    gain = attention_gain(shape, dtype or torch.float32, device)
-    return f"it takes {1 / gain:.1f} times as long as the formula" if gain < 0.9 else None
+    times = min(flash for _, flash in pairs) / min(formula for formula, _ in pairs)
+    return f"it takes {times:.1f} times as long as the formula" if times > 1.1 else None
 
 
 def pad_vocab(model: GPT, multiple: int = 128) -> GPT:

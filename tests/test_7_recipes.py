@@ -119,7 +119,7 @@ def test_fine_tuning_takes_a_files_numbers_but_not_another_recipes(monkeypatch):
 
 def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatch):
     monkeypatch.setattr("common.speed.autocast_dtype", lambda device: None)
-    monkeypatch.setattr("common.speed.attention_gain", lambda *_: 2.0)
+    monkeypatch.setattr("common.speed.why_not_flash", lambda *_: None)
     monkeypatch.setattr("common.speed.why_not_compile", lambda device: "there is no compiler")
     auto = ("--dtype", "auto", "--attention", "auto", "--compile", "auto")
     options = (*TINY, *auto, "--data", str(text_file), "--steps", "2", "--out", "run")
@@ -127,7 +127,7 @@ def test_auto_is_decided_once_and_saved_with_the_run(call, text_file, monkeypatc
     config = json.loads(Path("run/config.json").read_text())
     decided = {name: config[name] for name in ("dtype", "attention", "compile")}
     assert decided == {"dtype": "float32", "attention": "flash", "compile": "no"}
-    for name in ("autocast_dtype", "attention_gain", "why_not_compile"):
+    for name in ("autocast_dtype", "why_not_flash", "why_not_compile"):
         monkeypatch.setattr(f"common.speed.{name}", lambda *_: 1 / 0)  # must not be asked again
     code, stdout, stderr = call(7, "--resume", "--out", "run")
     assert code == 0, stderr
