@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import sqlite3
 import sys
 import time
 import tomllib
@@ -368,18 +367,6 @@ def test_a_damaged_search_json_is_refused(again, refused):
     refused("s/search.json is damaged", *again)
 
 
-def other_tables(statement: str) -> bytes:
-    """A database that is not this search's."""
-    with contextlib.closing(sqlite3.connect("other.db")) as database, database:
-        database.execute(statement)
-    return Path("other.db").read_bytes()
-
-
-def of_another_version(good: bytes) -> bytes:
-    Path("other.db").write_bytes(good)
-    return other_tables("update alembic_version set version_num = 'v0'")
-
-
 @pytest.mark.parametrize(
     "damage",
     {
@@ -387,8 +374,6 @@ def of_another_version(good: bytes) -> bytes:
         "random": lambda good: random.Random(0).randbytes(len(good)),
         "half": lambda good: good[: len(good) // 2],
         "hole": lambda good: good[:8192] + b"\xff" * 12288 + good[20480:],
-        "other studies": lambda good: other_tables("create table studies (a)"),
-        "other version": of_another_version,
         "folder": None,
     }.items(),
     ids=lambda damage: damage[0],

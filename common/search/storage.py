@@ -28,12 +28,9 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
     if storage and not file.exists():
         write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
     name = file.read_text() if storage else "phase"
-    try:
-        opened = _open(storage) if storage else get_storage(f"sqlite:///{folder / 'study.db'}")
-        how = {"storage": opened, "load_if_exists": True}
-        return [optuna.create_study(study_name=f"{name} {k + 1}", **how) for k in range(n_phases)]
-    except RuntimeError as error:  # of another version of Optuna
-        raise StorageInternalError from error
+    opened = _open(storage) if storage else get_storage(f"sqlite:///{folder / 'study.db'}")
+    how = {"storage": opened, "load_if_exists": True}
+    return [optuna.create_study(study_name=f"{name} {k + 1}", **how) for k in range(n_phases)]
 
 
 def _open(storage: str) -> BaseStorage:
