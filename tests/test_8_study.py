@@ -94,13 +94,6 @@ def test_a_trial_is_one_processs_and_free_when_that_dies(tmp_path):
     assert two.take().number == 1
 
 
-def test_a_trial_whose_lock_can_not_be_written_is_refused(tmp_path):
-    search = search_with(tmp_path, "3x5,1x9")
-    (tmp_path / "trials/0000/.lock").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError, match="trials/0000/.lock"):
-        search.take()
-
-
 def test_failures_are_not_promoted_and_do_not_stop_the_others(tmp_path):
     search = search_with(tmp_path, "4x5,3x9", (None, 5.0, None, 4.0))
     assert numbers([search.take() for _ in range(3)]) == [3, 1, None]  # two are left of three
