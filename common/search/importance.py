@@ -4,7 +4,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import pstdev
 
 import optuna
 from matplotlib.figure import Figure
@@ -29,8 +29,9 @@ def importances(trials: list[FrozenTrial], names: list[str]) -> dict[str, Import
     times = [trial.user_attrs["seconds"] for trial in done]
     if not names or len(done) < MIN_TRIALS or not pstdev(losses) or not pstdev(times):
         return {}
-    pairs = zip(_in_deviations(losses), _in_deviations(times), strict=True)
-    outcomes = {"loss": losses, "loss and time": [loss + time for loss, time in pairs]}
+    a, b = 1 / pstdev(losses), 1 / pstdev(times)
+    both = [a * loss + b * seconds for loss, seconds in zip(losses, times, strict=True)]
+    outcomes = {"loss": losses, "loss and time": both}
     failed = [trial for trial in trials if trial.value is None]
     found = {}
     for outcome, values in outcomes.items():
@@ -42,10 +43,6 @@ def importances(trials: list[FrozenTrial], names: list[str]) -> dict[str, Import
             chance = max(chance, *_shares(done + failed, values, names).values())
         found[outcome] = Importance(shares, chance)
     return found
-
-
-def _in_deviations(values: list[float]) -> list[float]:
-    return [(value - fmean(values)) / pstdev(values) for value in values]
 
 
 def _shares(trials: list[FrozenTrial], outcomes: list[float], names: list[str]) -> dict[str, float]:
