@@ -55,10 +55,10 @@ def as_hugging_face(model: GPT) -> GPT2LMHeadModel:
     """Hugging Face's module with a copy of model's weights, on the CPU. Ids beyond GPT-2's
     vocabulary are dropped, and the head is tied if it equals the token embedding."""
     c = model.config
-    state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    state = {k: v.cpu() for k, v in model.state_dict().items()}
     vocab_size = min(c.vocab_size, VOCAB_SIZE)
     for name in ("transformer.wte.weight", "lm_head.weight"):
-        state[name] = state[name][:vocab_size].clone()
+        state[name] = state[name][:vocab_size]
     config = GPT2Config(
         n_layer=c.n_layer,
         n_head=c.n_head,
