@@ -27,7 +27,7 @@ from common.kit.cli import UserError, quoted, run
 from common.kit.corpus import read_corpus
 from common.kit.device import pick_device
 from common.kit.hub import HubUnreachable, check_new_folder
-from common.pretrained import convert, hugging_face_config, open_hugging_face, to_hugging_face
+from common.pretrained import convert, open_hugging_face, to_hugging_face
 from common.tokenizer import gpt2_tokenizer
 
 
@@ -51,24 +51,15 @@ class Options:
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
-def ids_of_prompt(prompt: str, config: GPT2Config) -> list[int]:
-    """The prompt's ids, in the model's vocabulary. Raises UserError for too many."""
-    ids = gpt2_tokenizer(config.vocab_size).encode_ordinary(prompt)
-    check_prompt(len(ids), config.n_positions)
-    return ids
-
-
 def reference_model(options: Options) -> GPT2LMHeadModel:
     """Hugging Face's model, from the Hub or a folder; offline, a random one of gpt2's size."""
     try:
-        ids_of_prompt(options.prompt, hugging_face_config(options.model))
         reference = open_hugging_face(options.model)
         print(f"model: {options.model}")
         return reference
     except HubUnreachable as error:
         if options.model != "gpt2" or options.export:
             raise UserError(f"{error}: try again, or give a folder as --model") from None
-        ids_of_prompt(options.prompt, GPT2Config())
         instead = "a random GPT-2 of 124M takes the same test instead"
         print(fill(f"model: {error}: {instead}", 79, subsequent_indent="  "))
         return GPT2LMHeadModel(GPT2Config()).eval()
@@ -96,7 +87,8 @@ def main(options: Options) -> None:
     corpus = read_corpus(options.data)
     reference = reference_model(options)
     tokenizer = gpt2_tokenizer(reference.config.vocab_size)
-    prompt = ids_of_prompt(options.prompt, reference.config)
+    prompt = tokenizer.encode_ordinary(options.prompt)
+    check_prompt(len(prompt), reference.config.n_positions)
     text_ids = torch.tensor(tokenizer.encode_ordinary(corpus.text)[-options.eval_tokens - 1 :])
     if len(text_ids) < 2:
         raise UserError(f"{options.data} has {len(text_ids)} tokens: give a longer text")
