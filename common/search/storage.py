@@ -6,7 +6,7 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages import JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -28,17 +28,14 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
     if storage and not file.exists():
         write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
     name = file.read_text() if storage else "phase"
-    opened = _open(storage) if storage else get_storage(f"sqlite:///{folder / 'study.db'}")
-    how = {"storage": opened, "load_if_exists": True}
-    return [optuna.create_study(study_name=f"{name} {k + 1}", **how) for k in range(n_phases)]
-
-
-def _open(storage: str) -> BaseStorage:
     try:
-        if "://" in storage:
-            return get_storage(storage)
-        return JournalStorage(JournalFileBackend(storage))
+        if storage and "://" not in storage:
+            opened = JournalStorage(JournalFileBackend(storage))
+        else:
+            opened = get_storage(storage or f"sqlite:///{folder / 'study.db'}")
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         hint = "give a URL such as postgresql+psycopg://user@host/name, or a file"
         raise UserError(f"--storage can't be used: {reason}; {hint}") from None
+    how = {"storage": opened, "load_if_exists": True}
+    return [optuna.create_study(study_name=f"{name} {k + 1}", **how) for k in range(n_phases)]
