@@ -117,7 +117,6 @@ class Search:
         if k == 0:
             number, values = len(there), new_values(self.space, self.sampler, self.seed, there)
         else:
-            self._remove_losers(k - 1)  # a kill may have left some
             numbers = {number_of(trial) for trial in there}
             best = next(t for t in self.complete(k - 1) if number_of(t) not in numbers)
             number, values = number_of(best), best.params
