@@ -116,22 +116,15 @@ class Ladder:
         return f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}"
 
     def add_last(self, again: Rung) -> None:
-        """Add the first rung, measured again, and say how steady the machine was."""
+        """Add the first rung, measured again, and say what shows that the machine was busy."""
         self.add(again)
-        print(f"{'':14} drift: {again.median_ms / self.rungs[0].median_ms:.2f} of the first time")
-        if reason := self.why_unreliable():
-            print(f"unreliable, the machine was busy: {reason}")
-
-    def why_unreliable(self) -> str | None:
-        """What shows that the machine was busy with other work, or None. The last rung is the first
-        one measured again."""
-        highest = max(rung.share for rung in self.rungs)
+        drift = again.median_ms / self.rungs[0].median_ms
+        print(f"{'':14} drift: {drift:.2f} of the first time")
+        highest, busy = max(rung.share for rung in self.rungs), "unreliable, the machine was busy"
         if highest > 1:
-            return f"a row is at {highest:.0%} of the peak"
-        drift = self.rungs[-1].median_ms / self.rungs[0].median_ms
-        if not 1 - MAX_DRIFT < drift < 1 + MAX_DRIFT:
-            return f"the same work takes {drift:.2f} of the time"
-        return None
+            print(f"{busy}: a row is at {highest:.0%} of the peak")
+        elif not 1 - MAX_DRIFT < drift < 1 + MAX_DRIFT:
+            print(f"{busy}: the same work takes {drift:.2f} of the time")
 
     def peak(self, dtype: torch.dtype) -> float:
         """matmul_peak in dtype, with TF32 or without as set now; measured and printed once."""
