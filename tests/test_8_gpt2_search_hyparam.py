@@ -362,6 +362,12 @@ def test_another_search_in_the_folder_is_refused(again, refused):
     refused("has text", *again, "--data", "other.txt")
 
 
+def test_a_storage_that_can_not_be_used_is_not_recorded(refused, text_file):
+    options = (8, *SMALL, "--data", str(text_file), "--out", "s", "--storage", "gone/s.log")
+    refused("--storage can't be used: ", *options)
+    assert not Path("s/search.json").exists()
+
+
 def test_a_damaged_search_json_is_refused(again, refused):
     Path("s/search.json").write_text("{")
     refused("s/search.json is damaged", *again)

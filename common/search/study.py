@@ -33,16 +33,17 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
     given |= {name: getattr(options, name) for name in names}
     folder = run_folder(options.out)
     file = folder / "search.json"
-    with FileLock(folder / ".lock"):  # another process may be beginning the same search
-        if not file.exists():
-            write_json(file, given)
-    there = read_json(file)
+    there = read_json(file) if file.exists() else given
     for name in sorted(given.keys() | there.keys()):
         if given.get(name) != there.get(name):
             old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
             hint = "give that, or another --out"
             raise UserError(f"the search in {folder} has {name} {old}, not {new}: {hint}")
-    return Search(folder, phases, space, options.sampler, options.seed, options.storage)
+    search = Search(folder, phases, space, options.sampler, options.seed, options.storage)
+    with search.lock:  # another process may be beginning the same search
+        if not file.exists():  # not earlier: a --storage that can't be used is not recorded
+            write_json(file, given)
+    return search
 
 
 def number_of(trial: FrozenTrial) -> int:
