@@ -1,12 +1,14 @@
 """Where Optuna keeps a search's trials: in a file in its folder, or in a shared database."""
 
 import secrets
+import sqlite3
+from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import JournalStorage, get_storage
+from optuna.storages import JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -29,10 +31,13 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
         write_text(file, f"{folder.resolve().name} {secrets.token_hex(4)}, phase")
     name = file.read_text() if storage else "phase"
     try:
-        if storage and "://" not in storage:
-            opened = JournalStorage(JournalFileBackend(storage))
+        if not storage:  # not by a URL, in which a folder's % or ? would mean something else
+            connect = partial(sqlite3.connect, folder / "study.db", timeout=60)  # seconds
+            opened = RDBStorage("sqlite://", engine_kwargs={"creator": connect})
+        elif "://" in storage:
+            opened = get_storage(storage)
         else:
-            opened = get_storage(storage or f"sqlite:///{folder / 'study.db'}")
+            opened = JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         hint = "give a URL such as postgresql+psycopg://user@host/name, or a file"
