@@ -85,7 +85,7 @@ class Options:
     hellaswag_file: str | None = None  # read this copy; by default, download it
     hellaswag_limit: int | None = None  # ask only this many questions; by default, all
     checkpoint_every: int | None = None  # save a checkpoint every N steps
-    keep: int | None = None  # keep this many checkpoints
+    keep: int | None = None  # keep the newest N checkpoints, and the best
     # speed, by default from the recipe
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None  # auto: native 16 bits
     attention: Literal["auto", "formula", "flash"] | None = None  # auto: flash, if not slower
@@ -147,7 +147,7 @@ def train(
         # new: a crash loses the steps since the last checkpoint, a signal loses none
         if stopping or step + 1 == last or (step + 1) % options.checkpoint_every == 0:
             log.sync()
-            run.save(step + 1, model, optimizer, scaler, batches, options)
+            run.save(step + 1, model, optimizer, scaler, batches, options, log.best_saved())
         if stopping:
             print(f"stopped after step {step}: --resume continues the run")
             return
@@ -208,7 +208,9 @@ def main(options: Options) -> None:
         torch.manual_seed(options.seed + ranks.rank)  # for dropout
         run.begin(options, model, fingerprint(tokens), questions)
         epochs = options.steps * options.total_batch_tokens / len(tokens.train)
-        print(f"steps {first} to {last} of {options.steps}, {epochs:.3g} epochs in all")
+        n_params = sum(p.numel() for p in model.parameters())
+        print(f"{n_params:,} parameters; steps {first} to {last} of {options.steps}, ", end="")
+        print(f"{epochs:.3g} epochs in all")
         folder = run.folder if ranks.is_main else None
         if setting.compile and first < last:
             print("the first step compiles, which takes about a minute: --compile no skips it")

@@ -57,7 +57,7 @@ class DecodeLadder(Ladder):
     """The rungs, each with its share of the memory's bandwidth, and checked against the first."""
 
     limit = "bandwidth"
-    bars = "new tokens/s"
+    bars, scale = "new tokens/s (log scale)", "log"
     columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
 
     def __init__(self, model: GPT, prompt: torch.Tensor):

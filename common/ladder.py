@@ -61,7 +61,7 @@ class Ladder:
     """
 
     limit = "MFU"
-    bars = "ms per step (median)"
+    bars, scale = "ms per step (median)", "linear"
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
@@ -163,9 +163,9 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
     bars = axes.barh([r.name for r in rungs], [ladder.bar(r) for r in rungs], color=colors)
-    labels = [f" {r.times_first:.2f}×, {ladder.limit} {r.share:.0%}" for r in rungs]
+    labels = [f" {r.times_first:.3g}×, {ladder.limit} {r.share:.0%}" for r in rungs]
     axes.bar_label(bars, labels)
     axes.invert_yaxis()
-    axes.margins(x=0.4)
-    axes.set(xlabel=ladder.bars, title=title)
+    axes.margins(x=0.5 if ladder.scale == "log" else 0.3)  # for the labels
+    axes.set(xlabel=ladder.bars, xscale=ladder.scale, title=title)
     figure.savefig(path, dpi=130)

@@ -106,6 +106,12 @@ def test_the_newest_ones_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000015"]
 
 
+def test_the_best_one_is_kept_too(tmp_path):
+    for step in (5, 10, 15, 20):
+        checkpoint.write(tmp_path, step, *contents(step), 1, best=tmp_path / "step_00000010")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000010", "step_00000020"]
+
+
 def test_later_checkpoints_that_were_damaged_are_removed(tmp_path):
     """A run resumed from 10 because 15 is damaged: its next checkpoint is the newest."""
     write(tmp_path, 10), write(tmp_path, 15)

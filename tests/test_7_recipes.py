@@ -210,14 +210,14 @@ def test_a_disk_without_room_is_said_before_the_first_step(refused, text_file, m
 
 
 def test_room_is_asked_for_all_checkpoints_and_the_export(call, text_file, monkeypatch):
-    """One checkpoint more than are kept, since the oldest goes after the newest has come."""
+    """The best checkpoint, and one more, since the oldest goes after the newest has come."""
     asked = []
     monkeypatch.setattr("common.run.resume.check_room", lambda folder, *need: asked.append(need))
     options = (*TINY, "--data", str(text_file), "--steps", "1", "--keep", "3", "--out", "run")
     assert call(7, *options)[0] == 0
     sizes = {path.name: path.stat().st_size for path in Path("run/checkpoints").glob("*/*")}
-    expected = 4 * sum(sizes.values()) + sizes["model.safetensors"]
-    assert asked == [(pytest.approx(expected, rel=0.02), "4 checkpoints and the export")]
+    expected = 5 * sum(sizes.values()) + sizes["model.safetensors"]
+    assert asked == [(pytest.approx(expected, rel=0.02), "5 checkpoints and the export")]
 
 
 # With a run that is resumed, the options are the run's.

@@ -28,6 +28,7 @@ from helpers import (
 )
 from test_7_checkpoint import flip
 
+from common.evals import Evaluation
 from common.run import checkpoint
 from common.run.log import LongRunLog
 from common.run.ranks import Ranks
@@ -343,6 +344,31 @@ def test_signals_are_as_before_after_a_run():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_the_best_checkpoint_stays(call, options, monkeypatch):
+    """The validation loss is lowest at step 2, which has no checkpoint, and then at step 4."""
+    losses = iter([3.0, 0.5, 2.0, 2.5, 2.6, 2.7, 2.8])
+
+    def evaluation(*_) -> Evaluation:
+        return Evaluation(next(losses), 1, 1)
+
+    monkeypatch.setattr("common.run.evals.evaluation", evaluation)
+    often = ("--steps", "12", "--eval-every", "2", "--keep", "1")
+    code, stdout, stderr = call(7, *options, *often, "--out", "run")
+    assert code == 0, stderr
+    assert "the lowest validation loss was 0.5000, at step 2\n" in stdout
+    assert "the best checkpoint is run/checkpoints/step_00000004\n" in stdout
+    names = [path.name for path in sorted(Path("run/checkpoints").iterdir())]
+    assert names == ["step_00000004", "step_00000012"]
+
+
+def test_a_resumed_run_says_what_changed(call, options):
+    assert call(7, *options, "--stop-at", "4", "--out", "run")[0] == 0
+    resumed = ("--out", "run", "--resume", "--stop-at", "5")
+    assert "changed: " not in call(7, *resumed)[1]
+    stdout = call(7, *resumed, "--steps", "9", "--lr", "2e-2", "--stop-at", "6")[1]
+    assert "\nchanged: steps 8 → 9, lr 0.01 → 0.02\n" in stdout
 
 
 # Folders

@@ -400,6 +400,13 @@ def test_a_damaged_progress_is_one_line(begun, capsys):
     assert capsys.readouterr().err == error
 
 
+def test_a_mistake_before_the_first_token_does_not_tie_the_folder(capsys):
+    source = write_source("jsonl")
+    assert make(source, "--out", "out", "--shard-tokens", "500", "--field", "body") == 2
+    assert "no JSON object with the --field body" in capsys.readouterr().err
+    assert make(source, "--out", "out", "--shard-tokens", "500") == 0
+
+
 def test_complete_shards_are_left_alone_and_others_refused(capsys):
     source = write_source("jsonl")
     assert make(source, "--out", "out", "--shard-tokens", "500") == 0

@@ -75,6 +75,7 @@ NAMES = {
     "--model 4x2x128": "n-layer n-head n-embd",
     "--total-batch-tokens": "gradient-accumulation-steps",
     "--samples": "num-samples",
+    "--prompt": "start",
 }
 VALUES = {"False": "no", "True": "yes", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 

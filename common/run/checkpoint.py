@@ -75,16 +75,21 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     return True
 
 
-def save(folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks) -> Path:
+def save(
+    folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks, best: Path | None = None
+) -> Path:
     """Collect and write a checkpoint of the run in `folder`. Returns its path."""
     tensors = collect(model, optimizer, ranks)
     texts["model"] = {name: asdict(model.config)[name] for name in SIZES}
     place = (folder / "checkpoints", texts["state"]["step"])
-    return ranks.from_main(lambda: write(*place, tensors, texts, keep))
+    return ranks.from_main(lambda: write(*place, tensors, texts, keep, best))
 
 
-def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Path:
-    """Write TENSORS and TEXTS as folder/step_…, and remove all but the `keep` newest up to it.
+def write(
+    folder: Path, step: int, tensors: dict, texts: dict, keep: int, best: Path | None = None
+) -> Path:
+    """Write TENSORS and TEXTS as folder/step_…, and remove all but the `keep` newest up to it, and
+    the best one.
 
     Raises UserError if it can't be written; then nothing is left of it.
     """
@@ -101,7 +106,8 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
         share(partial)
     steps = _checkpoints(folder)
     at = steps.index(final)
-    for path in (*steps[: max(0, at + 1 - keep)], *steps[at + 1 :]):  # the later ones were damaged
+    older = [path for path in steps[: max(0, at + 1 - keep)] if path != best]
+    for path in (*older, *steps[at + 1 :]):  # the later ones were damaged
         remove(path)
     return final
 

@@ -42,6 +42,16 @@ class LongRunLog(TrackedLog):
         if self.folder:
             super().plot()
 
+    def best_saved(self) -> Path | None:
+        """The checkpoint with the lowest validation loss. None if no step that was evaluated has a
+        checkpoint."""
+        if self.folder is None:
+            return None
+        steps, losses = points_of(self.rows(), "val_loss")
+        paths = [self.folder / f"checkpoints/step_{step:08.0f}" for step in steps]
+        found = [(loss, path) for loss, path in zip(losses, paths, strict=True) if path.exists()]
+        return min(found)[1] if found else None
+
     def __exit__(self, *_):
         if self.folder:
             super().__exit__()
@@ -50,3 +60,4 @@ class LongRunLog(TrackedLog):
             if losses and lowest < losses[-1]:  # a model that overfits, for example
                 step = steps[losses.index(lowest)]
                 print(f"the lowest validation loss was {lowest:.4f}, at step {step:.0f}")
+                print(f"the best checkpoint is {self.best_saved()}")

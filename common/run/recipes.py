@@ -4,6 +4,7 @@ filled in from them and saved with the run."""
 import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from textwrap import fill
 
 from common.kit.options import UserError, check, parse
 from common.optim import check_plan
@@ -22,15 +23,16 @@ def recipe(model: str, T: int, B: int, tokens: int, lr: float, **others) -> dict
 
 # With --init-from these replace a named recipe's options: trained weights need smaller updates.
 FINE_TUNING = {"lr": 3e-5, "lr_floor": 0.1, "weight_decay": 0.1, "optimizer": "adamw"}
+FINE_TUNING_EVALS = {"eval_every": 50, "checkpoint_every": 50, "eval_tokens": 2**14}
 # Five minutes with Muon and a small vocabulary: the best of docs/records.md.
 LAPTOP = {"vocab_size": 1024, "optimizer": "muon", "weight_decay": 1.2, "lr_floor": 0.0}
-LAPTOP_LENGTH = {"steps": 2000, "eval_every": 250, "eval_tokens": 2**14}
+LAPTOP_LENGTH = {"steps": 2000, "eval_every": 250, "checkpoint_every": 250, "eval_tokens": 2**14}
 # Model, T, B for one GPU of 80 GB (measured for gpt2-124m, estimated for the others), tokens per
 # batch, learning rate: GPT-3 paper, table 2.1. Left out: GPT-3's batch size that grows at the
 # start, and its sparse attention in every other layer.
 RECIPES = {
     "laptop": recipe("4x4x256", 128, 16, 2**11, 1e-2, **LAPTOP, **LAPTOP_LENGTH),
-    "fine-tuning": recipe("", 128, 8, 2**10, **FINE_TUNING, steps=300, eval_tokens=2**14),
+    "fine-tuning": recipe("", 128, 8, 2**10, **FINE_TUNING, steps=300, **FINE_TUNING_EVALS),
     "gpt2-124m": recipe("gpt2", 1024, 32, 2**19, 6.0e-4, steps=19073),  # 10 billion tokens
     "gpt3-125m": recipe("gpt3-125m", 2048, 16, 2**19, 6.0e-4),
     "gpt3-350m": recipe("gpt3-350m", 2048, 8, 2**19, 3.0e-4),
@@ -130,4 +132,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     check_plan(options, B, T, ranks.world_size)
     config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
     setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
-    return replace(options, **setting.names())
+    options = replace(options, **setting.names())
+    new = run_config(options).items()
+    if changed := [f"{k} {saved[k]} → {v}" for k, v in new if saved and saved.get(k) != v]:
+        print(fill(f"changed: {', '.join(changed)}", 79, subsequent_indent="  "))
+    return options

@@ -72,8 +72,9 @@ class Run:
 
     def _begin(self, options, model: GPT) -> None:
         n_params = sum(p.numel() for p in model.parameters())
-        need = (BYTES_IN_CHECKPOINT * (options.keep + 1) + BYTES_IN_EXPORT) * n_params
-        check_room(self.folder, need, f"{options.keep + 1} checkpoints and the export")
+        n = options.keep + 2  # the best one, and the one that is being written
+        need = (BYTES_IN_CHECKPOINT * n + BYTES_IN_EXPORT) * n_params
+        check_room(self.folder, need, f"{n} checkpoints and the export")
         run_folder(options.out)
         self._lock()
         if not options.resume:
@@ -128,12 +129,15 @@ class Run:
             found = f"step {step} was not taken: its loss is {loss}, its gradient norm {norm}"
             raise UserError(f"{found}: {how} with a lower --lr or --clip, or more --warmup-steps")
 
-    def save(self, step: int, model: GPT, optimizer, scaler, batches, options) -> None:
-        """Write a checkpoint after this many steps."""
+    def save(
+        self, step: int, model: GPT, optimizer, scaler, batches, options, best: Path | None
+    ) -> None:
+        """Write a checkpoint after this many steps. The best one before it stays."""
         data, scale = batches.state(), scaler.state_dict()
         state = {"step": step, "text": self.text, "data": data, "scaler": scale}
         texts = {"state": state, "config": run_config(options)}
-        path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks)
+        where, how_many = (self.folder, texts), (options.keep, self.ranks, best)
+        path = checkpoint.save(*where, model, optimizer, *how_many)
         print(f"saved: {path}")
 
     def export(self, step: int, model: GPT, options) -> None:

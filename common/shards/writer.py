@@ -48,6 +48,8 @@ class Shards:
             self._resume(read_json(found))
 
     def _resume(self, saved: dict) -> None:
+        if not any(saved.get("tokens", {}).values()):
+            return  # nothing has been written yet
         for name, value in self.made_from.items():
             if (found := saved.get("made_from", {}).get(name)) != value:
                 found = f"begun with another {name}, {found!r:.60}"
