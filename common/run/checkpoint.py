@@ -107,7 +107,7 @@ def write(folder: Path, step: int, tensors: dict, texts: dict, keep: int) -> Pat
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None. Prints damaged ones. Raises UserError if all are."""
+    """The newest undamaged checkpoint, or None. Prints the damaged; UserError if all are."""
     paths = _checkpoints(folder)
     for path in reversed(paths):
         if (reason := why_damaged(path)) is None:
