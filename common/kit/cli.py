@@ -39,7 +39,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
         line = in_one_line(error)
         if line is None:
             raise
-        if os.environ.get("RANK", "0") != "0":  # rank 0 usually reports the same error, and
+        if os.environ.get("RANK", "0") != "0":  # rank 0 usually prints the same error, and
             time.sleep(5)  # torchrun then ends this process before it does
         print("error:", line.replace("\n", " "), file=sys.stderr)
         raise SystemExit(2) from None

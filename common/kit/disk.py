@@ -123,8 +123,8 @@ def remove(path: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Give the files in a folder the mode of the umask. safetensors makes them readable only by
-    their owner."""
+    """Give the files in a folder the permissions that the umask allows. safetensors makes them
+    readable only by their owner."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.iterdir():

@@ -35,7 +35,7 @@ def model_folder(name_or_dir: str, *patterns: str) -> Path:
         why = first_line(error)
         raise UserError(f"the Hub has no model '{name_or_dir}' for you: {why}") from None
     if missing := _missing(folder, patterns):
-        raise HubUnreachable(f"no {missing} of {name_or_dir} came, and none is cached")
+        raise HubUnreachable(f"no {missing} of {name_or_dir} was downloaded, and none is cached")
     return folder
 
 

@@ -44,7 +44,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-# AdamW's three: tensor by tensor, operation by operation on lists of tensors, and in one kernel.
+# AdamW's: tensor by tensor, operation by operation on lists of tensors, and in one kernel.
 FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 

@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    """A script to run. Its section in the file is what it prints, or, of stage 7, a table."""
+    """A script to run. Its section in the file is what it prints or, for stage 7, a table."""
 
     title: str
     stage: int

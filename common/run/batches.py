@@ -20,7 +20,7 @@ class RankBatches(Batches):
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self.batch_at(self.position + self.ranks.rank * self.B)
         self.advance(self.ranks.world_size * self.B)
-        # The copy of pinned memory to a GPU need not be waited for.
+        # From pinned memory, the copy to a GPU can be asynchronous.
         return (x.pin_memory(), y.pin_memory()) if self.ranks.device.type == "cuda" else (x, y)
 
     def starts(self, epoch: int) -> np.ndarray:

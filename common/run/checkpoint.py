@@ -113,7 +113,7 @@ def write(
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint, or None. Prints damaged ones; UserError if all are."""
+    """The newest undamaged checkpoint, or None. Prints the damaged; UserError if all are."""
     paths = _checkpoints(folder)
     for path in reversed(paths):
         if (reason := why_damaged(path)) is None:

@@ -156,7 +156,7 @@ class Run:
 
 def _pretrained(options, how: dict) -> GPT:
     """A tied GPT with the weights of a Hub name or a folder. Raises UserError."""
-    from common.pretrained import from_hugging_face  # as above
+    from common.pretrained import from_hugging_face  # takes seconds to import
 
     name, T = options.init_from, options.block_size
     pretrained = from_hugging_face(name)

@@ -20,7 +20,7 @@ class StopSignal:
     def __exit__(self, kind, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        # torch._dynamo's errors and torch._inductor's; to import them takes seconds
+        # torch._dynamo's errors and torch._inductor's; importing them takes seconds
         if self.asked and kind and kind.__module__.startswith("torch._"):
             raise KeyboardInterrupt from None
 

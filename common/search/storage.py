@@ -24,7 +24,7 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
 
     storage: a database URL for SQLAlchemy, or a journal file; by default, study.db in the search's
     folder. A storage may have many searches: the folder's study.txt says which one is its own.
-    Raises UserError if it is no storage, and STORAGE_ERRORS.
+    Raises UserError if it can't be used, and STORAGE_ERRORS.
     """
     file = folder / "study.txt"
     if storage and not file.exists():

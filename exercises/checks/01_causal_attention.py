@@ -56,7 +56,7 @@ def check_scale(weights, q, k) -> None:
         raise Wrong("the scores are √hs times too small: divide q kᵀ by √hs, not by hs")
     right = torch.softmax((scores / T**0.5).masked_fill(weights == 0, -torch.inf), dim=-1)
     if torch.allclose(weights.log()[-1], (scores.T / T**0.5).log_softmax(-1)[-1], atol=1e-4):
-        raise Wrong("queries and keys are exchanged: row i of q kᵀ is what position i asks")
+        raise Wrong("queries and keys are swapped: row i of q kᵀ is what position i asks")
     i = int((weights - right).abs().amax(1).argmax())
     if not torch.allclose(weights[i], right[i], atol=1e-5):
         raise Wrong(f"position {i} gives its weights in the wrong proportions: "

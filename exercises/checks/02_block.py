@@ -82,4 +82,4 @@ def check_mlp(mlp) -> None:
         raise Wrong(f"GELU(1) is {out[0, 8, 0] / 2:.4f}, not {right[0, 8, 0]:.4f}")
     x, c_fc, c_proj = torch.randn(2, 5, 3), torch.nn.Linear(3, 12), torch.nn.Linear(12, 3)
     if mlp(x, c_fc, c_proj).shape != x.shape:
-        raise Wrong("the output of the MLP has not the shape of x")
+        raise Wrong("the MLP's output does not have the shape of x")

@@ -14,7 +14,7 @@ WRONG = {
     "times too large: divide": [(" / math.sqrt(q.size(-1))", "")],
     "not by hs": [("/ math.sqrt(q.size(-1))", "/ q.size(-1)")],
     "wrong where hs = 3": [("math.sqrt(q.size(-1))", "math.sqrt(T)")],
-    "exchanged": [("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)")],
+    "swapped": [("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)")],
     "work on the last two": [
         ("scores.masked_fill", "scores.mean(1, keepdim=True).masked_fill")],
 }  # fmt: skip
