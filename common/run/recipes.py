@@ -134,6 +134,6 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
     options = replace(options, **setting.names())
     new = run_config(options).items()
-    if changed := [f"{k} {saved[k]} → {v}" for k, v in new if saved and saved.get(k) != v]:
+    if changed := [f"{k} {saved.get(k)} → {v}" for k, v in new if saved and saved.get(k) != v]:
         print(fill(f"changed: {', '.join(changed)}", 79, subsequent_indent="  "))
     return options
