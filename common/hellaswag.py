@@ -34,8 +34,10 @@ def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
         data = downloaded(URL, name, SHA256, hint) if file is None else path.read_bytes()
         questions = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         for number, question in enumerate(questions, 1):
+            texts = [question[name] for name in ("activity_label", "ctx_a", "ctx_b", "ctx")]
+            texts = texts + question["endings"]
             question["label"] = int(question["label"])  # some copies have it as a string
-            if question["label"] not in range(4) or len(question["endings"]) != 4:
+            if question["label"] not in range(4) or [type(text) for text in texts] != [str] * 8:
                 raise ValueError(f"question {number} has no label 0 to 3, or not four endings")
     except requests.RequestException as error:
         raise UserError(f"HellaSwag can't be downloaded ({type(error).__name__}): {hint}") from None

@@ -218,6 +218,7 @@ def test_bad_questions_are_one_line(refused, text_file):
         "[1]",
         "",
         json.dumps(question(endings=["a", "b"])),
+        json.dumps(question() | {"ctx": 1}),
     ):
         Path("q.jsonl").write_text(text)
         refused("q.jsonl", 1, *options, "--hellaswag-file", "q.jsonl")
