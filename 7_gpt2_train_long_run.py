@@ -208,7 +208,8 @@ def main(options: Options) -> None:
         torch.manual_seed(options.seed + ranks.rank)  # for dropout
         run.begin(options, model, fingerprint(tokens), questions)
         epochs = options.steps * options.total_batch_tokens / len(tokens.train)
-        n_params = sum(p.numel() for p in model.parameters())
+        padding = (model.config.vocab_size - options.vocab_size) * model.config.n_embd
+        n_params = sum(p.numel() for p in model.parameters()) - padding
         print(f"{n_params:,} parameters; steps {first} to {last} of {options.steps}, ", end="")
         print(f"{epochs:.3g} epochs in all")
         folder = run.folder if ranks.is_main else None

@@ -148,7 +148,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(call, whole, kill
 def test_a_log_that_a_crash_damaged_is_mended(call, whole, killed, short):
     lines = Path("run/metrics.csv").read_text().splitlines(keepends=True)
     cut = next(i for i, line in enumerate(lines) if line.startswith("4,"))
-    damage = b"3,9.9\n\0\0\0"
+    damage = b"3,9.9\n\0\x80\0"
     Path("run/metrics.csv").write_bytes("".join(lines[:cut]).encode() + damage)
     assert call(7, "--out", "run", "--resume")[0] == 0
     assert_same_run(whole, killed)
@@ -158,6 +158,13 @@ def test_a_damaged_config_before_the_first_checkpoint_is_one_line(refused, kille
     shutil.rmtree("run/checkpoints")
     Path("run/config.json").write_text("")
     refused("config.json is damaged", 7, "--out", "run", "--resume")
+
+
+def test_a_run_of_another_version_is_refused(refused, killed):
+    shutil.rmtree("run/checkpoints")
+    saved = json.loads(Path("run/config.json").read_text())
+    Path("run/config.json").write_text(json.dumps(saved | {"old": 1}))
+    refused("has options of another version, old: start another", 7, "--out", "run", "--resume")
 
 
 def test_a_finished_run_is_resumed_to_its_end_alone(call, whole, short):

@@ -285,9 +285,24 @@ def test_two_processes_share_the_work(text_file):
     outputs = [stdout.read() for _, stdout in pair]
     assert [os.waitpid(pid, 0)[1] for pid, _ in pair] == [0, 0], outputs
     lines = [re.findall(r"^phase (\d)/2  trial +(\d+)  step +(\d+)", out, re.M) for out in outputs]
-    assert not set(lines[0]) & set(lines[1])  # none twice
+    assert len(lines[0] + lines[1]) == len({*lines[0], *lines[1]}) == 26  # none twice
     found = curves("s")
     assert len(found) == 9 and all(state == TrialState.COMPLETE for _, state, _ in found.values())
+
+
+def test_two_processes_may_begin_it_at_once(call, one, text_file, monkeypatch):
+    """The other one's files appear just when this one looks whether there are any."""
+    iterdir = Path.iterdir
+
+    def begun_meanwhile(folder):
+        if folder == Path("s"):
+            shutil.copytree(one, folder, dirs_exist_ok=True)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", begun_meanwhile)
+    options = (*SMALL, *ONE, "--phases", "1x12", "--data", str(text_file), "--out", "s")
+    code, stdout = call(8, *options)[:2]
+    assert code == 0 and "\ntrial " not in stdout
 
 
 @pytest.mark.parametrize(
@@ -347,6 +362,13 @@ def test_without_scikit_learn_no_search_begins(refused, text_file, monkeypatch):
     assert not Path("runs").exists()
 
 
+def test_a_folder_that_holds_something_else_is_left_alone(refused, text_file):
+    Path("mine").mkdir()
+    Path("mine/letter").write_text("mine")
+    refused("holds something else", 8, *SMALL, "--data", str(text_file), "--out", "mine")
+    assert [p.name for p in Path("mine").iterdir()] == ["letter"]
+
+
 @pytest.fixture
 def again(one, text_file) -> tuple:
     """The command of `one`, whose folder was copied to s."""
@@ -357,15 +379,9 @@ def again(one, text_file) -> tuple:
 def test_another_search_in_the_folder_is_refused(again, refused):
     refused("has n_layer [1], not [1, 2]", *again, "--n-layer", "1", "2")
     refused('has phases "1x12", not "1x13"', *again, "--phases", "1x13")
-    refused('has storage null, not "s.log"', *again, "--storage", "s.log")
+    refused("has storage false, not true", *again, "--storage", "s.log")
     Path("other.txt").write_text("One text is not another. " * 500)
     refused("has text", *again, "--data", "other.txt")
-
-
-def test_a_storage_that_can_not_be_used_is_not_recorded(refused, text_file):
-    options = (8, *SMALL, "--data", str(text_file), "--out", "s", "--storage", "gone/s.log")
-    refused("--storage can't be used: ", *options)
-    assert not Path("s/search.json").exists()
 
 
 def test_a_damaged_search_json_is_refused(again, refused):

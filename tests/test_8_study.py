@@ -186,6 +186,14 @@ def test_a_journal_file_keeps_the_trials_of_searches_by_name(tmp_path):
         one.trials(0)
 
 
+def test_a_users_file_is_no_journal(tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("dear diary\n")
+    with pytest.raises(UserError, match="notes.txt is another kind of file"):
+        Search(tmp_path, read_phases("4x5"), SPACE, "grid", 1, str(notes))
+    assert notes.read_text() == "dear diary\n"
+
+
 @pytest.mark.parametrize("storage, words", [
     ("gone/journal.log", "No such file"), ("nosql://host/name", "nosql"), ("://", "parse"),
 ])  # fmt: skip

@@ -407,6 +407,15 @@ def test_a_mistake_before_the_first_token_does_not_tie_the_folder(capsys):
     assert make(source, "--out", "out", "--shard-tokens", "500") == 0
 
 
+def test_the_progress_of_something_else_is_not_ours(capsys):
+    Path("out").mkdir()
+    Path("out/progress.json").write_text('{"foo": 1}')
+    Path("out/mine.npy").write_text("mine")
+    assert make(write_source("jsonl"), "--out", "out", "--shard-tokens", "500") == 2
+    assert "out was begun with another" in capsys.readouterr().err
+    assert Path("out/mine.npy").read_text() == "mine"
+
+
 def test_complete_shards_are_left_alone_and_others_refused(capsys):
     source = write_source("jsonl")
     assert make(source, "--out", "out", "--shard-tokens", "500") == 0
@@ -695,6 +704,8 @@ def test_a_bad_token_file_is_one_line(name, content, words):
     (["train.npy", "val.bin"], "has .bin and .npy files"),
     (["a.ds", "a.ds.index: 12345678"], "2,000 bytes, and its index ends at"),
     (["train.npy", "meta.pkl"], "meta.pkl"),
+    (["train.npy", 'meta.json: {"made_from": {}, "shards": [{"name": "val.npy"}]}'],
+     "s lacks val.npy, which its meta.json names"),
     (["train.npy", "progress.json: {}"], "is not complete: the command that made it resumes"),
     (["val_0.npy"], "s has no ids to train on"),
     (["train.npy", "short_val.npy"], "has 1 ids for validation"),

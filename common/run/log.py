@@ -22,7 +22,7 @@ class LongRunLog(TrackedLog):
             return open(os.devnull, "w")
         path, rows = self.folder / "metrics.csv", []
         if self.first_step and path.is_file():
-            rows = path.read_text().splitlines()[1:]
+            rows = path.read_text(errors="replace").splitlines()[1:]
         # A crash may have cut the last row.
         whole = [row for row in rows if row.count(",") == len(self.columns) - 1]
         kept = [row for row in whole if int(row.split(",")[0]) < self.first_step]
@@ -60,4 +60,5 @@ class LongRunLog(TrackedLog):
             if losses and lowest < losses[-1]:  # a model that overfits, for example
                 step = steps[losses.index(lowest)]
                 print(f"the lowest validation loss was {lowest:.4f}, at step {step:.0f}")
-                print(f"the best checkpoint is {self.best_saved()}")
+                if best := self.best_saved():
+                    print(f"the best checkpoint is {best}")

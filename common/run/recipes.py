@@ -92,6 +92,8 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     given = {name: value for name, value in asdict(options).items() if value is not None}
     if saved:
         base = saved
+        if unknown := ", ".join(saved.keys() - run_config(options).keys()):
+            raise UserError(f"the run has options of another version, {unknown}: start another run")
         for name in UNCHANGEABLE:
             if name in given and given[name] != base[name]:
                 found = f"{name} {base[name]}, not {given[name]}"

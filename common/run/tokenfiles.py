@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 
 from common.data import Tokens, load_tokens, val_size
 from common.kit.cli import UserError
+from common.kit.disk import read_json
 from common.tokenizer import VOCAB_SIZE
 
 LLMC_MAGIC, LLMC_VERSION, LLMC_HEADER = 20240520, 1, 1024  # the last in bytes
@@ -115,6 +116,10 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
         raise UserError(f"{data} has {whole}: {hint}")
     if len(endings := {p.suffix for p in files}) > 1:
         raise UserError(f"{data} has {' and '.join(sorted(endings))} files: give one format")
+    meta = read_json(path / "meta.json") if (path / "meta.json").exists() else {}
+    if "made_from" in meta:  # it is ours
+        if missing := {shard["name"] for shard in meta["shards"]} - {p.name for p in files}:
+            raise UserError(f"{data} lacks {min(missing)}, which its meta.json names")
     if (path / "meta.pkl").exists():
         raise UserError(f"{data} has a meta.pkl: its ids are not GPT-2's")
     parts = {True: [], False: []}

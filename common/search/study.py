@@ -16,7 +16,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from common.kit.cli import UserError
-from common.kit.disk import lock, read_json, run_folder, write_json
+from common.kit.disk import is_empty, lock, read_json, run_folder, write_json
 from common.search.phases import Phase, distributions, new_values
 from common.search.storage import open_studies
 from common.search.trial import Trial
@@ -29,21 +29,23 @@ def open_search(options, phases: list[Phase], space: dict[str, tuple], text: str
         hint = "widen the space, or ask for fewer trials"
         raise UserError(f"--phases wants {phases[0].trials} trials, the space has {size}: {hint}")
     given = {name: list(values) for name, values in space.items()} | {"text": text}
-    names = ("phases", "sampler", "eval_tokens", "seed", "storage")
-    given |= {name: getattr(options, name) for name in names}
+    given |= {n: getattr(options, n) for n in ("phases", "sampler", "eval_tokens", "seed")}
+    given["storage"] = bool(options.storage)  # not the URL, which may hold a password
     folder = run_folder(options.out)
     file = folder / "search.json"
-    there = read_json(file) if file.exists() else given
+    # In this order: another process may be beginning the same search.
+    if not is_empty(folder) and not file.exists():
+        raise UserError(f"{options.out} holds something else: give another --out")
+    with FileLock(folder / ".lock"):
+        if not file.exists():
+            write_json(file, given)
+    there = read_json(file)
     for name in sorted(given.keys() | there.keys()):
         if given.get(name) != there.get(name):
             old, new = json.dumps(there.get(name)), json.dumps(given.get(name))
             hint = "give that, or another --out"
             raise UserError(f"the search in {folder} has {name} {old}, not {new}: {hint}")
-    search = Search(folder, phases, space, options.sampler, options.seed, options.storage)
-    with search.lock:  # another process may be beginning the same search
-        if not file.exists():  # not earlier: a --storage that can't be used is not recorded
-            write_json(file, given)
-    return search
+    return Search(folder, phases, space, options.sampler, options.seed, options.storage)
 
 
 def number_of(trial: FrozenTrial) -> int:

@@ -48,8 +48,8 @@ class Shards:
             self._resume(read_json(found))
 
     def _resume(self, saved: dict) -> None:
-        if not any(saved.get("tokens", {}).values()):
-            return  # nothing has been written yet
+        if saved.get("made_from") and not any(saved["tokens"].values()):
+            return  # it ended before a token was written
         for name, value in self.made_from.items():
             if (found := saved.get("made_from", {}).get(name)) != value:
                 found = f"begun with another {name}, {found!r:.60}"
@@ -116,12 +116,13 @@ class Shards:
     def finish(self) -> None:
         """Complete the last shards and write meta.json. If one of the two splits is empty, raises
         UserError and leaves nothing."""
-        documents, tokens = self.position.documents, self.tokens.total()
-        if 0 in self.tokens.values():
-            for path in (*self.folder.glob("*.npy"), self.note, self.folder / ".lock"):
+        documents, tokens = self.position.documents, self.tokens
+        if 0 in tokens.values():
+            ours = [path for split in tokens for path in self.folder.glob(f"{split}_*.npy")]
+            for path in (*ours, self.note, self.folder / ".lock"):
                 path.unlink()
-            what = f"the text has {tokens:,} tokens, too few for both train and val"
-            hint = f"a --shard-tokens below {tokens} or a --val-fraction closer to 0.5"
+            what = f"the text has {tokens.total():,} tokens, too few for both train and val"
+            hint = f"a --shard-tokens below {tokens.total()} or a --val-fraction closer to 0.5"
             raise UserError(f"{what} (documents: {documents:,}): give more text, {hint}")
         for split, file in self.files.items():  # the last shard of a split is shorter
             file.seek(0)
