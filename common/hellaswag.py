@@ -34,7 +34,7 @@ def read_questions(file: str | None, limit: int | None = None) -> list[dict]:
         data = downloaded(URL, name, SHA256, hint) if file is None else path.read_bytes()
         questions = [json.loads(line) for line in data.decode().split("\n") if line.strip()]
         for number, question in enumerate(questions, 1):
-            question["label"] = int(question["label"])  # some copies have it as a string
+            question["label"] = int(question["label"])  # some copies store it as a string
             if question["label"] not in range(4) or len(question["endings"]) != 4:
                 raise ValueError(f"question {number} has no label 0 to 3, or not four endings")
     except requests.RequestException as error:
@@ -119,7 +119,7 @@ def count_right(model, batch: list) -> list[int]:
     """How many questions of a batch the model gets right, by each of the three measures."""
     device = next(model.parameters()).device
     rows = [row for four, _ in batch for row in four]
-    longest = max(len(row.ids) for row in rows)  # the others are padded at the end, unseen
+    longest = max(len(row.ids) for row in rows)  # shorter rows get padding that no token sees
     idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
     length = torch.tensor([[len(row.ids)] for row in rows])
     n_ending = torch.tensor([[row.n_ending] for row in rows])
