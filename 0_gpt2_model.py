@@ -1,7 +1,7 @@
 """Stage 0: the model, its parts and shapes, and two checks.
 
 New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read
-model.py before this script: the whole course uses it.
+the model before this script: the whole course uses it.
 
     python 0_gpt2_model.py                      # 5 seconds
     python 0_gpt2_model.py --model gpt3-13b     # the table alone, no weights

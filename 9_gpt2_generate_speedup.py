@@ -9,11 +9,11 @@ common/talk.py (streaming text). Read them in this order; common/bandwidth.py pr
 
 The first command decodes the same tokens on every rung, one row per rung; each rung adds to the
 ones before. A new token takes few operations but reads all weights, so memory bandwidth limits how
-fast it can be. Each row has the median time of a step and its spread (half the range of
-the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share of the
-memory bandwidth (memory), the share of tokens before the first that differs from rung 0's (same),
-and the change in bits per byte of validation text (Δbits). Hugging Face's `generate` follows, and
-rung 0 again.
+fast it can be. Each row has the median time of a step and its spread (half the range of the middle
+80 % of the steps), tokens/s, the time to the first token in ms (1st), the share of the memory
+bandwidth (memory), the share of tokens before the first that differs from rung 0's (same), and the
+change in bits per byte of validation text (Δbits). Then come Hugging Face's `generate` and rung 0
+again.
 
 The other two commands stream text. With --interactive you type a line at a time, and the model
 continues all the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-D the session.

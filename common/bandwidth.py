@@ -105,7 +105,7 @@ def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
     """The share of new tokens that equal the first rung's in all texts, up to the first difference.
-    After that, the texts differ."""
+    After that, their contexts differ."""
     n = min(len(ids[0]), len(first[0]))
     same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
     return next((k for k, is_same in enumerate(same) if not is_same), n) / n
