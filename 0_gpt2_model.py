@@ -1,16 +1,16 @@
 """Stage 0: the model, its parts and shapes, and two checks.
 
-New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read the
-first one before this script: the whole course uses that model.
+New here: common/model.py, GPT-2 in 100 lines, and common/presets.py, its sizes by name. Read
+the model before this script: the whole course uses it.
 
     python 0_gpt2_model.py                      # 5 seconds
     python 0_gpt2_model.py --model gpt3-13b     # the table alone, no weights
 
 You will see each part of the model: the shape of its weight, its number of parameters, and the
-shape of its output for a batch of ids. That makes 163,037,184 parameters as built here, and
+shape of its output for a batch of ids. The total is 163,037,184 parameters as built here, and
 124,439,808 once the output head shares the token embedding's matrix (stage 4). Two checks follow.
-No position sees its future. The loss of the untrained model is about 11.0, slightly above ln(50257)
-= 10.82, the loss of a uniform guess; it varies by about 0.1 with the random ids.
+First, no position sees its future. Second, the loss of the untrained model is about 11.0, slightly
+above the loss of a uniform guess, ln(50257) = 10.82; it varies by about 0.1 with the random ids.
 """
 
 import math
@@ -36,7 +36,7 @@ class Options:
 
 
 def print_table(model: GPT, B: int, T: int) -> None:
-    """The parts of the model in the order of the computation, with the shape of each output."""
+    """Print the parts of the model in order of execution, with the shape of each output."""
     outputs = {}  # a part's name → the shape of its output
     leaves = [(k, part) for k, part in model.named_modules() if list(part.parameters(False))]
     for name, part in leaves:
@@ -100,8 +100,8 @@ def main(options: Options) -> None:
     with torch.no_grad():
         check_causality(model, idx)
         logits, loss = model(idx, torch.randint(config.vocab_size, (B, T), device=device))
-    # Logits drawn from a normal distribution of variance σ² cost σ²/2 nats more than equal ones, on
-    # average. The rest is the luck of the random targets.
+    # Normally distributed logits of variance σ² cost σ²/2 nats more than equal ones, on average.
+    # The rest is chance: the targets are random.
     guess = math.log(config.vocab_size)
     print(f"the loss of the untrained model: {loss:.4f}")
     print(f"  the loss of a guess, ln({config.vocab_size}):    {guess:.4f}")

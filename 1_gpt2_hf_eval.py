@@ -2,16 +2,16 @@
 
 New here: common/tokenizer.py (text to ids), common/pretrained.py (weights), common/generate.py
 (sampling), common/evals.py (loss, perplexity, bits per byte) and common/hellaswag.py (a test of
-common sense). Read them in this order; skim the last one.
+common sense). Read them in this order; skim the last.
 
     python 1_gpt2_hf_eval.py                  # OpenAI's 124M; half a minute
     python 1_gpt2_hf_eval.py --model FOLDER --prompt "To be" --temperature 0
     python 1_gpt2_hf_eval.py --export FOLDER  # our model, for transformers
 
 You will see that our logits equal Hugging Face's to within 1e-5 of the largest logit, in fp32. Then
-come the loss on Shakespeare, with --hellaswag how often the model picks the right one of four
-endings, and five samples that continue the prompt. If there is no network and nothing is cached, a
-random model of the same size takes the same test: its loss is about 11.0.
+come the loss on Shakespeare and five continuations of the prompt. With --hellaswag, the script also
+prints how often the model picks the right one of four endings. Without a network or a cached copy,
+a random model of the same size takes its place, with a loss of about 11.0.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Options:
     temperature: float = 1.0  # above 1 is more random, below 1 less; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     data: str = "tinyshakespeare"  # evaluate on this text: a name, a file or a folder
-    eval_tokens: int = 8192  # evaluate on this many tokens at its end
+    eval_tokens: int = 8192  # evaluate on this many of its last tokens
     stride: int | None = None  # slide the window by this many tokens; by default, by its length
     batch_size: int = 4  # evaluate this many windows, or questions, at once
     hellaswag: bool = False  # ask HellaSwag's 10,042 questions too
@@ -66,7 +66,7 @@ def reference_model(options: Options) -> GPT2LMHeadModel:
 
 
 def compare(model, reference, ids: torch.Tensor) -> None:
-    """Print the largest difference between our logits and Hugging Face's on ids (N,)."""
+    """Print the largest difference between our logits and Hugging Face's for ids (N,)."""
     with torch.no_grad():
         ours, theirs = model(ids[None])[0], reference(ids[None]).logits
     difference, largest = (ours - theirs).abs().max().item(), theirs.abs().max().item()

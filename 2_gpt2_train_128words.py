@@ -6,8 +6,8 @@ memorize 128 tokens. If it can't, something is wrong, and a larger run will not 
 
     python 2_gpt2_train_128words.py        # a minute on two CPU cores
 
-You will see the loss fall from about 11 to below 0.01 in 40 steps. Then the model writes the 128
-tokens back, each row from its first token: 100 % of them are recalled.
+You will see the loss fall from about 11 to below 0.01 in 40 steps. Then the model recites each row
+from its first token, and recalls 100 % of the 128 tokens.
 """
 
 import time
@@ -48,19 +48,19 @@ def train(model: GPT, x: torch.Tensor, y: torch.Tensor, options: Options) -> Non
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     for step in range(options.steps):
         start = time.perf_counter()
-        loss = model(x, y)[1]  # predict, and measure
+        loss = model(x, y)[1]  # predict, and measure the loss
         loss.backward()  # differentiate
         optimizer.step()  # update the weights
-        optimizer.zero_grad()  # or the next backward would add to these gradients
+        optimizer.zero_grad()  # otherwise the next backward would add to these gradients
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         print(f"step {step:>2} of {options.steps}  loss {loss:8.4f}  {ms:6.0f} ms")
 
 
 def recite(model: GPT, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Generate each row greedily from its first token. Returns the share of y that comes back."""
+    """Generate each row greedily from its first token. Returns the share of y it recalls."""
     written = generate(model, x[:, :1], max_new_tokens=T, temperature=0)
-    print("\nfrom the first token of each row to that of the next, the model writes:")
+    print("\nfrom each row's first token, the model writes the row and one token more:")
     for row in written.tolist():
         print(quoted(gpt2_tokenizer().decode(row)), end="\n\n")
     return (written[:, 1:] == y).float().mean().item()

@@ -1,15 +1,15 @@
 """Stage 3: real text in batches, and a validation loss.
 
-New here: common/data.py (a text as tokens, its end cut off for validation, batches). The loop is
-stage 2's, but it takes another batch at each step and ends with the loss on text that the model was
-not trained on.
+New here: common/data.py (tokenize a text, split off its end for validation, make batches). The loop
+is stage 2's, but it takes a new batch at each step and ends with the loss on text that the model
+was not trained on.
 
     python 3_gpt2_train_dataloader.py      # about a minute on two CPU cores
     python 3_gpt2_train_dataloader.py --data my_own.txt
 
-You will see which text it is, one line per step, and the validation loss before (about 10.95) and
-after (about 6.2): the model has learned which words are frequent, and little more. The folder --out
-holds metrics.csv and its plot, metrics.png.
+You will see which text is read, one line per step, and the validation loss before training (about
+10.95) and after it (about 6.2): the model has learned which words are frequent, and little more.
+The folder --out holds metrics.csv and its plot, metrics.png.
 """
 
 import time
@@ -31,7 +31,7 @@ COLUMNS = ("step", "loss", "ms", "tokens_per_s", "val_loss")
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
+    data: str = "tinyshakespeare"  # train on tinyshakespeare, plays, a text file or a folder
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 100  # train for this many steps
     batch_size: int = 8  # B: put this many rows in a batch
@@ -45,19 +45,19 @@ class Options:
 def train(
     model: GPT, batches: Batches, val: torch.Tensor, log: RunLog, options: Options
 ) -> Evaluation:
-    """Train model on the batches. Returns how well it then predicts the ids val (N,)."""
+    """Train model on the batches, then evaluate it on the ids val (N,)."""
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     for step in range(options.steps):
         start = time.perf_counter()
-        x, y = (ids.to(device) for ids in next(batches))  # new: another batch at each step
+        x, y = (ids.to(device) for ids in next(batches))  # new: a different batch at each step
         loss = model(x, y)[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
-        # new: print the numbers, and write them to a file that outlives the run
+        # new: print the numbers, and save them to a file for the plot
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
     after = evaluate(model, val, options.block_size)  # new: on text it was not trained on
     log.val(options.steps, after.loss)

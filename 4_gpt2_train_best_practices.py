@@ -1,17 +1,17 @@
 """Stage 4: weight tying and GPT-2's initialization.
 
 New here: common/init.py, two functions that change a model's weights. The loop, the data and the
-seed are stage 3's. Three models train on the same batches, so only their initial weights differ.
+seed are stage 3's. Three models train on the same batches; only tying and initialization differ.
 
     python 4_gpt2_train_best_practices.py  # 2 minutes on two CPU cores
 
-You will see for each model its parameters, its loss at step 0 beside ln(50257) = 10.82, and the
-standard deviation of the residual stream after the last block. PyTorch draws an embedding from
-normal(0, 1). With the head tied to it, a logit sums C products of size 1, so its standard deviation
-is √C. The residual stream also still contains the embedding of the token just read, so that token's
-logit is far above the others: the model predicts that each token repeats, and the loss starts at
-about 82. With GPT-2's initialization it starts at about 10.83, and after 100 steps the validation
-loss is about that of the first model, with half the parameters. metrics.png shows the three curves.
+You will see each model's number of parameters, its loss at step 0 (that of a guess is ln(50257) =
+10.82), and the standard deviation of the residual stream after the last block. PyTorch draws an
+embedding from normal(0, 1). Once the head is tied to it, a logit is a sum of C products of size 1,
+so its standard deviation is √C. The residual stream still contains the embedding of the token just
+read, so that token's logit is far above the others: the model predicts that each token repeats, and
+the loss starts at about 82. With GPT-2's initialization it starts at about 10.83, and after 100
+steps the validation loss is about the first model's, with half the parameters (see metrics.png).
 """
 
 import math
@@ -35,7 +35,7 @@ COLUMNS = ("curve", "step", "loss", "ms", "tokens_per_s", "val_loss")
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
+    data: str = "tinyshakespeare"  # train on tinyshakespeare, plays, a text file or a folder
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 100  # train for this many steps
     batch_size: int = 8  # B: put this many rows in a batch

@@ -5,17 +5,17 @@ New here: common/speed.py (what makes a step faster) and common/ladder.py (the t
     python 5_gpt2_train_speedup.py     # GPT-2 124M, 3 minutes on two CPU cores
     python 5_gpt2_train_speedup.py --batch-size 16 --block-size 1024 --steps 22
 
-The second command is for a GPU. You will see one row per rung, each on top of the ones before: the
-median time of a training step, its spread (half the range), the speed-up, peak memory, how far the
-first loss is from rung 0's, and the validation loss after the last step. MFU (model FLOPs
-utilization) is relative to the fastest matrix product that this machine does in that precision;
-papers divide by the data sheet's peak instead. A kernel is one function on the device; a fused
-kernel does the work of several. A rung is skipped, with the reason, if this machine lacks it,
-memory does not hold it, or its attention kernel is slower here.
+The second command is for a GPU. You will see one row per rung, each adding to the ones before: the
+median time of a training step, its spread (half the range), the speed-up, peak memory (GB), how far
+the first loss is from rung 0's (Δloss), and the validation loss after the last step (val). MFU
+(model FLOPs utilization) is relative to the fastest matrix product of this machine in that
+precision; papers divide by the data sheet's peak instead. A kernel is one function on the device; a
+fused kernel does the work of several. A rung is skipped, with the reason, if the machine does not
+support it, it does not fit in memory, or its attention kernel is slower here.
 
 Then comes Hugging Face's model, with the same autocast, compilation and optimizer but its own
-attention, vocabulary and residual stream; on Linux CPUs once more, without our settings of the
-memory allocator (HF untuned). Last comes rung 0 again: drift is how much its time has changed.
+attention, vocabulary and residual stream; on Linux CPUs a second time, without our memory allocator
+settings (HF untuned). Last comes rung 0 again: drift is how much its time has changed.
 """
 
 import sys
@@ -48,13 +48,13 @@ from common.speed import (
 
 @dataclass
 class Options:
-    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
+    data: str = "tinyshakespeare"  # train on tinyshakespeare, plays, a text file or a folder
     model: str = "gpt2"  # train this preset, or layers x heads x width, as in 4x2x128
     steps: int = 7  # take this many on each rung; the first two warm up and are not timed
     batch_size: int = 4  # B: put this many rows in a batch
     block_size: int = 128  # T: put this many tokens in a row
     eval_tokens: int = 1024  # evaluate on this many validation tokens
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these, and 0; they add up
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these and 0; each adds to all below
     lr: float = 3e-4  # set the learning rate
     seed: int = 1337  # change it to draw other weights and batches
     out: str = "runs/5_speedup"  # write to this folder
@@ -66,7 +66,7 @@ def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
     return [
         ("fp32", {}, "the model of stage 4"),
-        ("TF32", {"tf32": True}, "matrix products of 10-bit mantissas"),
+        ("TF32", {"tf32": True}, "matrix products with 10-bit mantissas"),
         ("autocast", {"dtype": autocast_dtype(device)}, "16-bit products: half the bytes"),
         ("attention", {"attention": flash_attention}, "no (T, T) matrix in memory"),
         ("vocabulary", {"vocab_multiple": 128}, "50304 = 393 · 128: full tiles"),
@@ -84,7 +84,7 @@ def train(
     # new: one fused kernel from rung 6 on; before that, None leaves the choice to torch
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, fused=setting.fused or None)
     loss_of = loss_function(model, setting.compile)  # new: compiled into fused kernels
-    # new: small gradients would be 0 in fp16, so the loss is scaled up, and scaler.step scales the
+    # new: in fp16 small gradients would be 0, so the loss is scaled up, and scaler.step scales the
     # gradients back down; in fp32 and bf16 the scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
     for step in range(options.steps):
@@ -99,13 +99,13 @@ def train(
         loss = loss.item()  # waits until the device has finished the step
         ms = (time.perf_counter() - start) * 1000
         log.row(step=step, loss=loss, ms=ms, tokens_per_s=x.numel() / ms * 1000)
-    with autocast(device, setting.dtype):  # new: in the precision of training
+    with autocast(device, setting.dtype):  # new: in the same precision as training
         after = evaluate(model, val, options.block_size)
     log.val(options.steps, after.loss)
 
 
 def measure(name, setting, config, tokens, options, device, hugging_face=False) -> Rung:
-    """Build a model and train it for some steps."""
+    """Build a model, and time its training steps."""
     release_memory()  # never two models in memory at once
     torch.set_float32_matmul_precision("high" if setting.tf32 else "highest")
     model = build(config, setting, options.seed)
@@ -123,14 +123,14 @@ def measure(name, setting, config, tokens, options, device, hugging_face=False) 
 
 
 def in_new_process(*arguments, **names) -> Rung:
-    """`measure` without pick_device's allocator settings, which make their model faster, too."""
-    release_memory()  # this process's
+    """`measure` without pick_device's allocator settings, which speed up their model too."""
+    release_memory()  # of this process
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(measure, *arguments, **names).result()
 
 
 def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -> None:
-    """Measure one rung after the other, Hugging Face's model, and the first rung again."""
+    """Measure the rungs one by one, then Hugging Face's model, then the first rung again."""
     fixed = (config, tokens, options, device)
     B, T = options.batch_size, options.block_size
     setting, done = Setting(), []  # done: each measured rung, with its setting
@@ -146,7 +146,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                 if not done:
                     left = (len(options.rungs) + 2) * sum(rung.ms) / 1000
                     left += 60 if max(options.rungs) >= 5 else 0  # to compile
-                    print(f"{'':14} about {duration(left)} to go at most")
+                    print(f"{'':14} at most about {duration(left)} to go")
                 if setting.compile and not any(each.compile for _, each in done):
                     print(f"{'':14} the first step, which compiles, took {rung.ms[0] / 1000:.0f} s")
                 done.append((rung, setting))

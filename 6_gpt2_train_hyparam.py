@@ -1,9 +1,9 @@
 """Stage 6: GPT-3's hyper-parameters, on everything before.
 
-New here: common/optim.py (what decays, AdamW, the learning rate of a step). Five things are new in
-`train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up and
-decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice, only
-matrices decay, and a batch larger than memory is accumulated from micro-batches.
+New here: common/optim.py (which weights decay, AdamW, the learning rate of a step). Five things are
+new in `train`, from GPT-3's paper (Brown et al., 2020, appendix B): a learning rate that warms up
+and decays, gradient clipping, weight decay, AdamW's betas, and large batches. By common practice,
+only matrices decay, and a batch too large for memory is accumulated from micro-batches.
 
     python 6_gpt2_train_hyparam.py    # a small GPT, 1.5 minutes on two cores
     python 6_gpt2_train_hyparam.py --model gpt2 --block-size 1024 \\
@@ -48,15 +48,15 @@ class Options:
     model: str = "gpt-micro"  # train this preset, or layers x heads x width, as in 4x2x128
     block_size: int = 128  # T: put this many tokens in a row
     # data
-    data: str = "tinyshakespeare"  # train on this, or on plays, a text file or a folder
+    data: str = "tinyshakespeare"  # train on tinyshakespeare, plays, a text file or a folder
     batch_size: int = 8  # B: put as many rows in a micro-batch as memory holds
-    total_batch_tokens: int = 2048  # B · T · micro-batches in a step; GPT-3 has 524,288 for 125M
+    total_batch_tokens: int = 2048  # tokens per step: B · T · micro-batches; GPT-3 125M has 524,288
     # optimization
-    steps: int = 250  # train for this many; the learning rate falls over all of them
+    steps: int = 250  # train for this many; the learning rate decays over all of them
     lr: float = 6e-4  # set the maximum learning rate; this is GPT-3's for 125M; try 2e-3
     lr_floor: float = 0.1  # end the learning rate at this share of --lr
-    warmup_steps: int = 25  # warm up over this many: a tenth, or GPT-3's 375 million tokens
-    betas: tuple[float, float] = (0.9, 0.95)  # set AdamW's; large batches don't need 0.999
+    warmup_steps: int = 25  # warm up over this many: a tenth of --steps; GPT-3: 375M tokens
+    betas: tuple[float, float] = (0.9, 0.95)  # set AdamW's betas; large batches don't need 0.999
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
     seed: int = 1337  # change it to draw other weights and batches
@@ -74,22 +74,22 @@ class Options:
 def train(
     model: GPT, batches: Batches, val: torch.Tensor, log: RunLog, options: Options, setting: Setting
 ) -> Evaluation:
-    """Train model on the batches. Returns how well it then predicts the ids val (N,)."""
+    """Train model on the batches, then evaluate it on the ids val (N,)."""
     device = next(model.parameters()).device
-    # new: only matrices decay, by 0.1 (so far all weights, by PyTorch's 0.01); GPT-3's betas
+    # new: only matrices decay, by 0.1 (before: all weights, by PyTorch's 0.01); GPT-3's betas
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr, options.betas)
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
-    # new: this many micro-batches make a batch
+    # new: a batch too large for memory is cut into this many micro-batches
     n_micro = options.total_batch_tokens // (options.batch_size * options.block_size)
     for step in range(options.steps):
         start = time.perf_counter()
-        # new: warm up while AdamW's running means (moments) are of few steps, then decay
+        # new: warm up while AdamW's running means (moments) cover only a few steps, then decay
         lr = learning_rate(step, options.lr, options.warmup_steps, options.steps, options.lr_floor)
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)  # on the device: .item() would wait each time
-        for _ in range(n_micro):  # new: a batch larger than memory; the gradients add up
+        for _ in range(n_micro):  # new: the gradients of the micro-batches add up
             x, y = (ids.to(device) for ids in next(batches))
             with autocast(device, setting.dtype):
                 loss = loss_of(x, y) / n_micro  # backward sums gradients, and we want their mean
@@ -113,8 +113,8 @@ def train(
 
 
 def print_what_each_did(log: RunLog, model, batches, val, options: Options, setting) -> None:
-    """Print what each of them did, and time AdamW's three forms and steps of 1 and of 4
-    micro-batches. The timed steps train the model further, so this comes after the export."""
+    """Print what each of the five did; time AdamW's three forms and steps of 1 and 4 micro-batches.
+    The timed steps train the model further, so this comes after the export."""
     rows = log.rows()
     norms = [float(row["norm"]) for row in rows if row["norm"]]
     clipped = sum(not norm <= options.clip for norm in norms)

@@ -10,10 +10,10 @@ tokenfiles.py, signals.py, log.py, evals.py. The loop is still stage 6's.
         --recipe gpt3-125m --data FOLDER
 
 Options that you leave out come from the recipe, or from the run that is resumed. The script prints
-them all, then one line per step with its share of the fastest matrix product (MFU), and every
---eval-every steps the validation loss and a sample. Bits per byte fall from 4.88 to 2.31. On Ctrl-C
-or SIGTERM it finishes the step and saves a checkpoint. The folder --out holds metrics.csv,
-metrics.png, checkpoints, and at the end hf/, which stage 1 reads.
+all options, then one line per step, with its speed as a share of the fastest matrix product's
+(MFU), and every --eval-every steps the validation loss and a sample. Bits per byte fall from 4.88
+to 2.31. On Ctrl-C or SIGTERM, the script finishes the step and saves a checkpoint. The folder --out
+holds metrics.csv, metrics.png, checkpoints, and at the end hf/, which stage 1 reads.
 """
 
 import time
@@ -53,7 +53,7 @@ COLUMNS = (*OF_A_STEP, "val_loss", "bits_per_byte", *HELLASWAG)
 class Options:
     # run
     recipe: str | None = None  # follow laptop (by default), gpt2-124m, gpt3-125m … 13b, a TOML file
-    init_from: str | None = None  # fine-tune a Hub name or folder; by default, none
+    init_from: str | None = None  # fine-tune a Hub model or folder; by default, none
     out: str = "runs/7_long_run"  # write to this folder
     resume: bool = False  # continue the run in that folder
     restart: bool = False  # delete the run in that folder, and start over
@@ -109,7 +109,7 @@ def train(
     ranks, device = run.ranks, run.ranks.device
     groups = parameter_groups(model, options.weight_decay)
     optimizer = adamw(groups, options.lr)
-    # new: for the matrices of the blocks, Muon, which learns more in the same time
+    # new: Muon for the matrices of the blocks: it learns more in the same time
     optimizer = Muon(optimizer, model) if options.optimizer == "muon" else optimizer
     loss_of = ranks.loss_function(model, setting.compile)  # new: gradients are averaged over ranks
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
@@ -125,7 +125,7 @@ def train(
         set_lr(optimizer, lr)
         total = torch.zeros((), device=device)
         for micro in range(n_micro):
-            # new: the batch is in pinned memory, so its copy to the GPU need not be waited for
+            # new: the batch is in pinned memory, so the CPU need not wait for its copy to the GPU
             x, y = (ids.to(device, non_blocking=True) for ids in next(batches))
             # new: the ranks all-reduce gradients once per step, in the last micro-batch
             with ranks.exchanging(loss_of, now=micro == n_micro - 1):
@@ -137,7 +137,7 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         # new: the ranks agree on the loss, and on whether to stop after this step
         loss, norm, stopping = ranks.agree(total, norm, stop.asked)
-        run.check(step, loss, norm, scaler)  # new: no update by a loss or norm that is not finite
+        run.check(step, loss, norm, scaler)  # new: no update if the loss or norm is not finite
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()

@@ -12,9 +12,9 @@ This is successive halving (Jamieson & Talwalkar, 2016): many trials are trained
 the best of them are promoted to more steps, and the best of those again. The script prints each
 trial's validation loss, the best loss at the end of a phase, and the time left; then a table of the
 best, and the effect of each hyper-parameter. Look at lr.png in --out first: learning rates of 1e-5
-and 1e-4 are too low, 1e-1 is unsteady. Losses are over 2,048 validation tokens; do not compare them
-with stage 6's, over all 16,384. After an interruption, the same command resumes. Started twice, the
-two processes share the work (for one per GPU, add --device cuda:1).
+and 1e-4 are too low, 1e-1 is unstable. Losses are over 2,048 validation tokens; do not compare them
+with stage 6's, which are over all 16,384. After an interruption, the same command resumes the
+search. Run twice at once, it shares the work (for one process per GPU, add --device cuda:1).
 """
 
 import math
@@ -56,14 +56,14 @@ class Options:
     n_layer: tuple[int, ...] = (1, 2, 4)  # the depth
     n_head: tuple[int, ...] = ()  # by default, width / 64, as in GPT-2
     # data
-    data: str = "tinyshakespeare"  # train on this, or on plays, a text, a folder or shards
+    data: str = "tinyshakespeare"  # train on tinyshakespeare, plays, a text, a folder or shards
     eval_tokens: int = 2048  # evaluate on this many validation tokens
     # run
     phases: str = "24x20,6x60,2x180"  # trials x steps; promote each phase's best to the next
     sampler: Literal["grid", "tpe"] = "grid"  # sample the first phase's trials this way
     seed: int = 1337  # change it to draw other trials, weights and batches
     out: str = "runs/8_search"  # write to this folder
-    storage: str | None = None  # keep trials in this database or journal; by default, in --out
+    storage: str | None = None  # save trials in this database or journal; by default, in --out
     # device
     device: str = "auto"  # run on auto, cpu, cuda, cuda:1 or mps
 
@@ -79,7 +79,7 @@ class SearchLog:
         with self.search.lock:
             trial.asked.report(val_loss, trial.step)  # for Optuna's dashboard
         ends = {n: t.value for n, t in self.search.latest().items() if t.value is not None}
-        if trial.step == trial.phase.last:  # a loss that a trial only passes through does not count
+        if trial.step == trial.phase.last:  # losses before the end of a phase do not count
             ends[trial.number] = val_loss
         best = f"{min(ends.values()):7.4f}" if ends else "      –"
         phases = self.search.phases
@@ -149,7 +149,7 @@ def train(
 def train_all(search: Search, tokens: Tokens, options: Options, device, stop: StopSignal) -> None:
     """Train one trial after another until none is left. Raises KeyboardInterrupt if asked to
     stop."""
-    # Eager: compiling a trial takes longer than training most of them.
+    # Eager: compiling a trial's model takes longer than training most of them.
     setting = Setting(dtype=autocast_dtype(device), vocab_multiple=128)
     val = torch.from_numpy(tokens.val[: options.eval_tokens].astype("int64"))
     log = SearchLog(search)

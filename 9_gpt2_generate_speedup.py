@@ -8,15 +8,15 @@ common/talk.py (streaming text). Read them in this order; common/bandwidth.py pr
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 
 The first command decodes the same tokens on every rung, one row per rung; each rung adds to the
-ones before. A new token takes few operations, but needs all weights: it can't be faster than
-reading them from memory. Each row has the median time of a step and its spread (half the range of
-the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st), the share of the
-memory bandwidth (memory), the share of tokens before the first that differs from rung 0's (same),
-and the change in bits per byte of validation text (Δbits). Hugging Face's `generate` follows, and
-rung 0 again.
+ones before. A new token takes few operations but reads all weights, so memory bandwidth limits how
+fast it can be. Each row has the median time of a step and its spread (half the range of the middle
+80 % of the steps), tokens/s, the time to the first token in ms (1st), the share of the memory
+bandwidth (memory), the share of tokens before the first that differs from rung 0's (same), and the
+change in bits per byte of validation text (Δbits). Then come Hugging Face's `generate` and rung 0
+again.
 
-The other two stream text. With --interactive you type a line at a time, and the model continues all
-the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-D the session.
+The other two commands stream text. With --interactive you type a line at a time, and the model
+continues all the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-D the session.
 """
 
 from collections.abc import Callable
@@ -62,17 +62,17 @@ class Options:
     model: str = "gpt2"  # load a Hub name, a folder in its format, or a run of stage 6 or 7
     prompt: str | None = None  # continue this text; by default, climb the ladder
     interactive: bool = False  # continue each line that you type
-    max_new_tokens: int = 256  # end a text, or an answer, after this many
+    max_new_tokens: int = 256  # end a text, or an answer, after this many tokens
     stop: str | None = None  # end before this text; by default, only at <|endoftext|>
     samples: int = 1  # continue the prompt this many times
-    temperature: float = 0.8  # flatten the probabilities above 1, sharpen below; 0 is greedy
+    temperature: float = 0.8  # above 1 is more random, below 1 less; 0 is greedy
     top_k: int = 50  # sample from the k most probable tokens
     top_p: float = 1.0  # keep the fewest of those whose probabilities add up to p
-    compile: Literal["auto", "yes", "no"] = "auto"  # with weights of 8 or 16 bits; auto: if long
+    compile: Literal["auto", "yes", "no"] = "auto"  # with 8- or 16-bit weights; auto: for long text
     seed: int = 42  # change it to draw other samples
     device: str = "auto"  # run on auto, cpu, cuda or mps
     # the ladder of speed
-    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # climb these; 0 is always included
+    rungs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # measure these and 0; each adds to all below
     data: str = "tinyshakespeare"  # measure bits per byte on its validation text
     eval_tokens: int = 512  # use this many tokens of it
     out: str = "runs/9_generate"  # write to this folder
@@ -113,7 +113,7 @@ class Way:
 
 def speedups(device: torch.device) -> list[tuple]:
     """The name of each rung, what it changes, and why."""
-    # A batch is limited by arithmetic, not bandwidth. So 16 bits pay only where the device
+    # A batch is limited by arithmetic, not bandwidth. So 16 bits pay off only where the device
     # multiplies them natively, and on a CPU compiling gains nothing.
     batch = {"bits": 16 if autocast_dtype(device) else 32, "compile": device.type != "cpu"}
     return [
@@ -166,8 +166,8 @@ def climb(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, val, n: int, rung
             continue
         way = replace(way, **change)
         if k == 0 or k in rungs:
-            n_here = n if way.B == 1 else min(n, 32)  # a step of a batch is slow,
-            n_here = n // 2 if k == 0 else n_here  # and one of rung 0
+            n_here = n if way.B == 1 else min(n, 32)  # a batch takes longer per step,
+            n_here = n // 2 if k == 0 else n_here  # and so does rung 0
             rung = measure(f"{k} {name}", way, model, ids, val, max(n_here, WARMUP_STEPS + 1))
             release_memory()
             ladder.add(rung, previous)

@@ -1,4 +1,4 @@
-"""Stage 9's table: the time of a new token, compared with the time to read the memory."""
+"""Stage 9's table: how fast tokens are decoded, and how much of the memory bandwidth that uses."""
 
 import time
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def whole_text(model: GPT, ids: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
     """The share of new tokens that equal the first rung's in all texts, up to the first difference.
-    After that, the text is another one."""
+    After that, their contexts differ."""
     n = min(len(ids[0]), len(first[0]))
     same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
     return next((k for k, is_same in enumerate(same) if not is_same), n) / n
@@ -146,13 +146,13 @@ def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> Dec
 
 def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n: int) -> None:
     """Measure transformers' `generate` with the model's weights: in fp32, in 16 bits where they are
-    native, and compiled, with the fewest bits of these. On NVIDIA's GPUs `generate` itself
+    native, and compiled, in the smaller of the two. On NVIDIA's GPUs `generate` itself
     compiles, with CUDA graphs."""
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     native = autocast_dtype(ids.device)
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", native)):
         if dtype:
-            with sdpa_kernel(FOR_ANY_SHAPE):  # cuDNN would make a new plan for each length
+            with sdpa_kernel(FOR_ANY_SHAPE):  # cuDNN would build a new plan for each length
                 ladder.add(hugging_face(theirs.to(dtype), ids, n, name))
     if not why_not_compile(ids.device):
         theirs.to(native or torch.float32)

@@ -79,7 +79,7 @@ class Batches:
         return batch
 
     def batch_at(self, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and y of B windows, from window `first` of this epoch on."""
+        """x and y of the B windows from window `first` of this epoch on."""
         rows = [self._window(i) for i in range(first, first + self.B)]
         windows = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

@@ -32,8 +32,8 @@ class GrowingCache(nn.Module):
 
 
 class FixedCache(nn.Module):
-    """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. After
-    the last token there are zeros, which the mask hides."""
+    """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. The
+    places after the last token hold zeros, which the mask hides."""
 
     def __init__(self, model: GPT, B: int, S: int):
         super().__init__()

@@ -15,7 +15,7 @@ IGNORE = -100  # a target that does not count: cross_entropy's default ignore_in
 @dataclass(frozen=True)
 class Evaluation:
     """The mean loss in nats over `tokens` predicted tokens, which are `bytes` bytes of text
-    (<|endoftext|> is none)."""
+    (<|endoftext|> has none)."""
 
     loss: float
     tokens: int
@@ -23,7 +23,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """The model is as unsure as a guess among this many tokens."""
+        """The model is as unsure as a uniform guess among this many tokens."""
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
     @property
@@ -87,6 +87,6 @@ def loss_of_batch(model, x: torch.Tensor, y: torch.Tensor) -> float:
 def evaluation(losses: list[float], ids: torch.Tensor) -> Evaluation:
     """The result, from the losses of all batches of ids in any order."""
     tokenizer = gpt2_tokenizer()
-    text_ids = ids[1:][ids[1:] != tokenizer.eot_token]  # <|endoftext|> is no text
+    text_ids = ids[1:][ids[1:] != tokenizer.eot_token]  # <|endoftext|> is not text
     n_bytes = len(tokenizer.decode_bytes(text_ids.tolist()))
     return Evaluation(math.fsum(losses) / (len(ids) - 1), len(ids) - 1, n_bytes)

@@ -1,7 +1,7 @@
 """Sampling: one token at a time, each drawn from the model's prediction.
 
-For each new token the model reads the whole text again: the simple way. Stage 9 saves that work
-with a KV cache, which keeps the keys and values of the tokens already read.
+This is the simple way: for each new token the model reads the whole text again. Stage 9 saves that
+work with a KV cache, which keeps the keys and values of the tokens already read.
 """
 
 import torch

@@ -121,7 +121,7 @@ def count_right(model, batch: list) -> list[int]:
     """How many questions of a batch the model gets right, by each of the three measures."""
     device = next(model.parameters()).device
     rows = [row for four, _ in batch for row in four]
-    longest = max(len(row.ids) for row in rows)  # the others are padded at the end, unseen
+    longest = max(len(row.ids) for row in rows)  # shorter rows get padding that no token sees
     idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
     length = torch.tensor([[len(row.ids)] for row in rows])
     n_ending = torch.tensor([[row.n_ending] for row in rows])

@@ -1,4 +1,4 @@
-"""GPT-2's initial weights: one matrix that reads and predicts tokens, and how each is drawn.
+"""Weight tying (one matrix reads and predicts tokens) and GPT-2's initialization.
 
 | tensor                     | drawn from                   | source                             |
 |----------------------------|------------------------------|------------------------------------|

@@ -50,7 +50,7 @@ class Rung:
 
     @property
     def share(self) -> float:
-        """How near to the machine's limit, 0 to 1."""
+        """The share of the machine's limit that is reached, 0 to 1."""
         return self.mfu
 
 
@@ -75,7 +75,7 @@ class Ladder:
         print(f"{'rung':<14}{shared}{self.columns}")
 
     def bar(self, rung: Rung) -> float:
-        """How long its bar is."""
+        """The length of its bar in the plot."""
         return rung.median_ms
 
     def skip(self, name: str, reason: str) -> None:
@@ -116,7 +116,7 @@ class Ladder:
         return f"{rung.mfu:>7.1%}{gb:>5}{difference:>+9.4f}{rung.val_loss:>7.3f}"
 
     def add_last(self, again: Rung) -> None:
-        """Add the first rung, measured again, and say what shows that the machine was busy."""
+        """Add the first rung, measured again. Warn if the numbers suggest a busy machine."""
         self.add(again)
         drift = again.median_ms / self.rungs[0].median_ms
         print(f"{'':14} drift: {drift:.2f} of the first time")
@@ -127,7 +127,7 @@ class Ladder:
             print(f"{busy}: the same work takes {drift:.2f} of the time")
 
     def peak(self, dtype: torch.dtype) -> float:
-        """matmul_peak in dtype, with TF32 or without as set now; measured and printed once."""
+        """matmul_peak in dtype, with or without TF32, as set now. Measured and printed once."""
         kind = f"{dtype}, {torch.get_float32_matmul_precision()}"
         if kind not in self.peaks:
             peak = self.peaks[kind] = matmul_peak(self.device, dtype)

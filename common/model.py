@@ -31,7 +31,7 @@ class GPTConfig:
     block_size: int = 1024  # the longest sequence
     vocab_size: int = 50257  # 256 bytes, 50,000 merges, <|endoftext|>
     dropout: float = 0.0
-    attention: Callable = causal_attention  # stage 5 puts a faster one here
+    attention: Callable = causal_attention  # stage 5 swaps in a faster one
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -39,8 +39,8 @@ class GPTConfig:
             raise UserError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
 
     def flops_per_token(self, T: int) -> int:
-        """FLOPs: per weight of a matrix 2 forward (a multiply-add) and 4 backward, and 12·C·T per
-        layer for attention (PaLM, Chowdhery et al., 2022, appendix B)."""
+        """For each weight of a matrix 2 FLOPs forward (a multiply-add) and 4 backward; 12·C·T for
+        each layer's attention (PaLM, Chowdhery et al., 2022, appendix B)."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T
 
@@ -103,9 +103,9 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
     def forward(self, idx, targets=None):
-        """The logits (B, T, vocab_size) for ids (B, T) int64, scores before the softmax, and with
-        targets (B, T) the mean cross-entropy in nats (natural logarithms), else None. Raises
-        UserError if T exceeds the block size."""
+        """Returns logits and loss for ids (B, T) int64. The logits (B, T, vocab_size) are scores
+        before the softmax. The loss is the mean cross-entropy in nats (natural logarithms), or None
+        without targets (B, T). Raises UserError if T exceeds the block size."""
         T, limit, vocab = idx.size(1), self.config.block_size, self.config.vocab_size
         if not 0 < T <= limit:
             raise UserError(f"{T} tokens do not fit a block size of {limit}: shorten the sequence")

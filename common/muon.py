@@ -7,12 +7,12 @@ from common.speed import autocast_dtype
 
 
 class Muon:
-    """Muon (Jordan, 2024) for the matrices of a model's blocks, AdamW for all else: one optimizer.
+    """Muon (Jordan, 2024) for the matrices of a model's blocks, AdamW for the rest: one optimizer.
 
-    A gradient changes a matrix along only a few of its directions. Muon accumulates gradients in a
-    momentum and brings its singular values near 1, so that all directions are learned equally fast.
-    The update is scaled to the RMS of AdamW's, about 0.2 (Moonlight, Liu et al., 2025, section
-    2.2), so that both take the same learning rate and weight decay.
+    A gradient changes a matrix along only a few of its directions. Muon takes a running mean of
+    gradients (momentum) and brings its singular values near 1, so that all directions are learned
+    equally fast. The update is scaled to the RMS of AdamW's, about 0.2 (Moonlight, Liu et al.,
+    2025, section 2.2), so that both take the same learning rate and weight decay.
     """
 
     def __init__(self, adamw: torch.optim.AdamW, model: GPT, momentum: float = 0.95):

@@ -2,7 +2,7 @@
 
 GPT-3 paper (Brown et al., 2020), section 2.3 and appendix B: Adam with betas (0.9, 0.95), eps 1e-8
 and weight decay 0.1, gradients clipped to a global norm of 1.0, a linear warm-up over 375 million
-tokens, a cosine down to 10 % of the learning rate over 260 billion tokens, constant after that. By
+tokens, a cosine decay to 10 % of the learning rate over 260 billion tokens, constant after that. By
 later common practice, only matrices decay (as in nanoGPT).
 """
 
@@ -33,7 +33,7 @@ def adamw(
 
 def learning_rate(step: int, lr: float, warmup_steps: int, steps: int, floor: float = 0.1) -> float:
     """The learning rate of a step, counted from 0. It rises linearly from lr / warmup_steps at step
-    0 to lr at the end of the warm-up. Half a cosine takes it down to floor · lr at `steps`."""
+    0 to lr at the end of the warm-up. Then half a cosine takes it down to floor · lr at `steps`."""
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     if step >= steps:

@@ -1,8 +1,8 @@
 """Hugging Face's weights into our GPT, and ours into a folder that `transformers` loads.
 
-The names of the weights are the same. Two things differ: Hugging Face uses OpenAI's Conv1D, whose
-matrices are the transpose of nn.Linear's, and its head is tied to the token embedding, of which
-ours gets a copy.
+The names of the weights are the same. Two things differ. Hugging Face uses OpenAI's Conv1D, whose
+matrices are the transpose of nn.Linear's. And its head is tied to the token embedding, while ours
+gets a copy.
 """
 
 import os
@@ -47,7 +47,7 @@ def convert(reference: GPT2LMHeadModel) -> GPT:
 
 
 def _transposed(state: dict) -> dict:
-    """nn.Linear's matrices for Conv1D's, or the other way round."""
+    """Conv1D's matrices to nn.Linear's, or the other way round."""
     return {k: v.t().contiguous() if k.endswith(CONV1D) else v for k, v in state.items()}
 
 
@@ -98,7 +98,7 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
     disable_progress_bar()
     reference, T = as_hugging_face(model), model.config.block_size
     vocab_size = reference.config.vocab_size
-    # Otherwise transformers would generate 256 tokens, even if the block size is smaller.
+    # Otherwise transformers would generate 256 tokens, even with a smaller block size.
     ends = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), vocab_size - 1)
     reference.generation_config = GenerationConfig(max_length=T, **ends)
     reference.save_pretrained(folder)
@@ -152,6 +152,6 @@ def open_hugging_face(name_or_dir: str) -> GPT2LMHeadModel:
         model, info = GPT2LMHeadModel.from_pretrained(folder, config=config, **how)
         if missing := info["missing_keys"]:  # transformers would draw them at random
             raise ValueError(f"{min(missing)} is missing")
-    except Exception as error:  # of many kinds: the files are not ours
+    except Exception as error:  # of any kind: the files are not ours
         raise UserError(f"the weights in {folder} do not load: {first_line(error)}") from None
     return model.eval()

@@ -1,7 +1,7 @@
 """Ways to get (nearly) the same loss in less time: TF32, 16 bits, attention, vocabulary,
 compilation, a fused update, a narrow residual stream.
 
-Not every machine gains from each of them: `why_not` returns the reason, or None.
+Not every machine gains from each of them: `why_not` says why not, or returns None.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Setting:
     residual: bool = False  # the residual stream in autocast's dtype
 
     def names(self) -> dict[str, str]:
-        """As options of a script: dtype, attention, compile."""
+        """As the values of a script's options dtype, attention and compile."""
         return {
             "dtype": str(self.dtype or torch.float32).removeprefix("torch."),
             "attention": "flash" if self.attention is flash_attention else "formula",
@@ -75,7 +75,7 @@ def why_not_flash(config: GPTConfig, B: int, T: int, dtype, device: torch.device
             raise
         return None  # its scores do not fit in memory
     pairs = [(seconds(causal_attention), seconds(flash_attention)) for _ in range(10)]
-    # The minima, since other work on the machine slows some repetitions down.
+    # The minima, since other work on the machine slows some repetitions.
     times = min(flash for _, flash in pairs) / min(formula for formula, _ in pairs)
     return f"it takes {times:.1f} times as long as the formula" if times > 1.1 else None
 
@@ -104,7 +104,7 @@ def pad_vocab(model: GPT, multiple: int = 128) -> GPT:
 
 def narrow_residual(model: GPT, setting: Setting) -> GPT:
     """With setting.residual, cast the first block's input to autocast's dtype, which all later sums
-    then keep. Otherwise the fp32 embeddings would make them all fp32. Returns model."""
+    then keep. Otherwise the fp32 embeddings would make every sum fp32. Returns model."""
 
     def narrow(block, inputs):
         device, (x,) = inputs[0].device.type, inputs

@@ -1,5 +1,5 @@
 """A model to talk to: it continues what you type. Text is streamed as it is generated, in whole
-characters, up to a stop."""
+characters, up to a stop text."""
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator

