@@ -9,10 +9,10 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import tomllib
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,24 +66,27 @@ def search(*options: str) -> str:
     return stdout.buffer.getvalue().decode()
 
 
-def forked(*options: str) -> tuple[int, io.TextIOBase]:
-    """A search in a copy of this process, which need not start anew: its id, and its output."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(writer)
-        return pid, os.fdopen(reader)
-    code = 1
-    try:
-        script, sys.stdout = load_script(8), os.fdopen(writer, "w")
-        sys.stderr = sys.stdout  # what it failed of is shown, too
-        run(script.main, script.Options, [*options, "--device", "cpu"])
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+# A search without pictures, as in no_pictures, in a process of its own.
+IN_A_PROCESS = """
+import sys
+
+import common.search.report
+from common.kit.cli import run
+from conftest import load_script
+
+common.search.report.plot_curves = lambda *_: None
+common.search.report.importances = lambda trials, names: {}
+script = load_script(8)
+run(script.main, script.Options, [*sys.argv[1:], "--device", "cpu"])
+"""
+
+
+def process_of(*options: str) -> subprocess.Popen:
+    """A search in another process, which may be killed. Its stdout has stderr in it."""
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, *options], env=env, **output)
 
 
 @pytest.fixture(scope="module")
@@ -232,11 +235,11 @@ def test_a_checkpoint_that_is_of_no_use_is_not_taken(one, how):
 
 def test_a_killed_search_resumes_to_the_same_end(small, text_file):
     options = (*SMALL, "--data", str(text_file), "--out", "killed")
-    pid, stdout = forked(*options)
-    for line in stdout:
+    process = process_of(*options)
+    for line in process.stdout:
         if line.startswith("phase 1/3  trial   2  step     2"):
-            os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
     before = curves("killed")
     assert [state for _, state, _ in before.values()].count(TrialState.RUNNING) == 1
     stdout = search(*options)
@@ -281,9 +284,9 @@ def test_a_signal_before_the_first_step_and_while_waiting(call, text_file, monke
 
 def test_two_processes_share_the_work(text_file):
     options = (*SMALL, "--phases", "8x6,1x8", "--data", str(text_file), "--out", "s")
-    pair = [forked(*options) for _ in range(2)]
-    outputs = [stdout.read() for _, stdout in pair]
-    assert [os.waitpid(pid, 0)[1] for pid, _ in pair] == [0, 0], outputs
+    pair = [process_of(*options) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
     lines = [re.findall(r"^phase (\d)/2  trial +(\d+)  step +(\d+)", out, re.M) for out in outputs]
     assert len(lines[0] + lines[1]) == len({*lines[0], *lines[1]}) == 26  # none twice
     found = curves("s")
