@@ -64,6 +64,14 @@ def lock(path: Path) -> FileLock | None:
     return held
 
 
+def locked(folder: Path) -> FileLock:
+    """Lock a run's folder. Raises UserError if another process trains in it."""
+    held = lock(folder / ".lock")
+    if held is None:
+        raise UserError(f"another process trains in {folder}: give another --out")
+    return held
+
+
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises UserError if there is none, OSError if the file can't be
     read."""
@@ -107,11 +115,10 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
         os.replace(partial, final)
         remove(old)
         sync(final.parent)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):
-            raise UserError(f"{final} can't be written: {error}; {hint}") from None
-        raise
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{final} can't be written: {error}; {hint}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already, unless it could not be written
 
 
 def remove(path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.kit.cli import UserError, duration
-from common.kit.disk import lock
+from common.kit.cli import duration
+from common.kit.disk import locked
 
 # How a value looks in the printed line. Columns not listed here are only written to the file.
 PRINTED = {
@@ -41,9 +41,7 @@ class RunLog:
             self.file.flush()
 
     def open(self):
-        self.lock = lock(self.folder / ".lock")  # as long as this log lives
-        if self.lock is None:
-            raise UserError(f"another process trains in {self.folder}: give another --out")
+        self.lock = locked(self.folder)  # as long as this log lives
         (self.folder / "metrics.png").unlink(missing_ok=True)  # it would show another run
         return (self.folder / "metrics.csv").open("w", newline="")
 

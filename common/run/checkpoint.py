@@ -93,7 +93,7 @@ def write(
 
     Raises UserError if it can't be written; then nothing is left of it.
     """
-    final = folder / f"step_{step:08d}"
+    final = path_of(folder, step)
     for leftover in folder.glob(".step_*.partial"):  # of a process that was killed
         remove(leftover)
     with whole_folder(final, "make room, and resume from the one before") as partial:
@@ -110,6 +110,10 @@ def write(
     for path in (*older, *steps[at + 1 :]):  # the later ones were damaged
         remove(path)
     return final
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"
 
 
 def newest(folder: Path) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from common.kit.disk import write_text
 from common.kit.runlog import points_of
 from common.kit.track import TrackedLog
+from common.run import checkpoint
 
 
 class LongRunLog(TrackedLog):
@@ -48,7 +49,7 @@ class LongRunLog(TrackedLog):
         if self.folder is None:
             return None
         steps, losses = points_of(self.rows(), "val_loss")
-        paths = [self.folder / f"checkpoints/step_{step:08.0f}" for step in steps]
+        paths = [checkpoint.path_of(self.folder / "checkpoints", int(step)) for step in steps]
         found = [(loss, path) for loss, path in zip(losses, paths, strict=True) if path.exists()]
         return min(found)[1] if found else None
 

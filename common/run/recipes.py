@@ -135,7 +135,7 @@ def resolve(options, saved: dict | None, ranks: Ranks):
     config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
     setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
     options = replace(options, **setting.names())
-    new = run_config(options).items()
-    if changed := [f"{k} {saved.get(k)} → {v}" for k, v in new if saved and saved.get(k) != v]:
+    new = run_config(options).items() if saved else ()
+    if changed := [f"{k} {saved.get(k)} → {v}" for k, v in new if saved.get(k) != v]:
         print(fill(f"changed: {', '.join(changed)}", 79, subsequent_indent="  "))
     return options

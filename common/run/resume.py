@@ -10,7 +10,7 @@ import torch
 from common.data import Tokens
 from common.init import tie_weights
 from common.kit.cli import UserError
-from common.kit.disk import check_room, is_empty, lock, read_json, remove, run_folder, write_json
+from common.kit.disk import check_room, is_empty, locked, read_json, remove, run_folder, write_json
 from common.model import GPT, GPTConfig
 from common.presets import preset
 from common.run import checkpoint
@@ -49,7 +49,8 @@ class Run:
             hint = "--resume continues it, --restart deletes it, another --out keeps it"
             raise UserError(f"{folder} holds a run: {hint}")
         if is_run:
-            self._lock()  # before a checkpoint is chosen: another process may be writing one
+            # Before a checkpoint is chosen: another process may be writing one.
+            self.lock = self.lock or locked(folder)
         if not resume:
             return None
         path = checkpoint.newest(folder / "checkpoints")
@@ -57,11 +58,6 @@ class Run:
             return checkpoint.read(path) | {"path": path}
         print(f"{folder} has no checkpoint yet: starting at step 0")
         return {"config": read_json(folder / "config.json")}
-
-    def _lock(self) -> None:
-        self.lock = self.lock or lock(self.folder / ".lock")
-        if self.lock is None:
-            raise UserError(f"another process trains in {self.folder}: give another --out")
 
     def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
         """Make the folder with the run's options, before its first step. text is the fingerprint of
@@ -76,7 +72,7 @@ class Run:
         need = (BYTES_IN_CHECKPOINT * n + BYTES_IN_EXPORT) * n_params
         check_room(self.folder, need, f"{n} checkpoints and the export")
         run_folder(options.out)
-        self._lock()
+        self.lock = self.lock or locked(self.folder)
         if not options.resume:
             self._open(options)  # another process may have made a run here meanwhile
         if options.restart:
@@ -136,8 +132,8 @@ class Run:
         data, scale = batches.state(), scaler.state_dict()
         state = {"step": step, "text": self.text, "data": data, "scaler": scale}
         texts = {"state": state, "config": run_config(options)}
-        where, how_many = (self.folder, texts), (options.keep, self.ranks, best)
-        path = checkpoint.save(*where, model, optimizer, *how_many)
+        keep, ranks = options.keep, self.ranks
+        path = checkpoint.save(self.folder, texts, model, optimizer, keep, ranks, best)
         print(f"saved: {path}")
 
     def export(self, step: int, model: GPT, options) -> None:
