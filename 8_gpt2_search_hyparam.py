@@ -173,7 +173,7 @@ def train_all(search: Search, tokens: Tokens, options: Options, device, stop: St
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            reason = "the memory is full"
+            reason = "out of memory"
         search.tell(trial, reason)
         if reason:
             print(f"trial {trial.number} failed: {reason}")

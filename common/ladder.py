@@ -89,7 +89,7 @@ class Ladder:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self.skip(name, "the memory is full")
+            self.skip(name, "out of memory")
 
     def add(self, rung: Rung, previous: Rung | None = None) -> None:
         """Check a measured rung, compute its ratios, and print its row."""
@@ -167,5 +167,6 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     axes.bar_label(bars, labels)
     axes.invert_yaxis()
     axes.margins(x=0.5 if ladder.scale == "log" else 0.3)  # for the labels
-    axes.set(xlabel=ladder.bars, xscale=ladder.scale, title=title)
+    axes.set(xlabel=ladder.bars, xscale=ladder.scale)
+    figure.suptitle(title)
     figure.savefig(path, dpi=130)

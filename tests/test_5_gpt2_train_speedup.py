@@ -489,7 +489,7 @@ def test_a_rung_that_does_not_fit_is_skipped(call, text_file, monkeypatch):
     monkeypatch.setattr("common.speed.why_not_flash", lambda *_: None)
     code, stdout, stderr = call(5, *SMALL, "--data", str(text_file), "--rungs", "0", "3", "4")
     assert code == 0, stderr
-    assert re.search(r"^0 fp32 +skipped: the memory is full$", stdout, re.M)
+    assert re.search(r"^0 fp32 +skipped: out of memory$", stdout, re.M)
     names = re.findall(r"^(\d \w+)(?:, again)? +\d+\.\d", stdout, re.M)
     assert names == ["3 attention", "4 vocabulary", "3 attention"]
 

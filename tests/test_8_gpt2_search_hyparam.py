@@ -309,7 +309,7 @@ def test_two_processes_may_begin_it_at_once(call, one, text_file, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("why", "name", "bad"), [("loss nan at step", "lr", 1e30), ("the memory is full", "n_layer", 2)]
+    ("why", "name", "bad"), [("loss nan at step", "lr", 1e30), ("out of memory", "n_layer", 2)]
 )
 def test_a_trial_that_fails_does_not_stop_the_study(text_file, monkeypatch, why, name, bad):
     """It diverges, or its model does not fit."""

@@ -80,7 +80,7 @@ def test_a_trial_that_failed_at_once_is_plotted_too(tmp_path, recwarn):
     """Its model does not fit: it has no step, no time and no curve."""
     space = {"lr": (1e-3, 1e-2), "n_layer": (1,)} | REST
     search = Search(tmp_path, read_phases("2x5"), space, "grid", 1)
-    search.tell(search.take(), "the memory is full")
+    search.tell(search.take(), "out of memory")
     tell(search, search.take(), 5.0)
     report(search, OPTIONS, 100)
     found = [str(warning.message) for warning in recwarn.list]

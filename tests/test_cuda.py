@@ -122,5 +122,5 @@ def test_a_full_gpu_is_one_line(tmp_path, text_file):
     (tmp_path / "long.txt").write_text(text_file.read_text() * 250)
     options = ("--batch-size", "512", "--block-size", "1024", "--rungs", "0", "--data", "long.txt")
     done = run_script(5, *options, "--device", DEVICE, cwd=tmp_path)
-    assert done.returncode == 2 and "0 fp32         skipped: the memory is full" in done.stdout
+    assert done.returncode == 2 and "0 fp32         skipped: out of memory" in done.stdout
     assert done.stderr.startswith("error: no rung fits in memory"), done.stderr

@@ -57,7 +57,7 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
         hint = ": make room" if error.errno in FULL else ""
         return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}{hint}"
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return "the memory is full: give a smaller --batch-size, --block-size or --model"
+        return "out of memory: give a smaller --batch-size, --block-size or --model"
     return str(error) if isinstance(error, UserError) else None
 
 
