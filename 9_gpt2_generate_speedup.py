@@ -47,7 +47,6 @@ from common.kit.hub import HubUnreachable
 from common.ladder import WARMUP_STEPS
 from common.model import GPT
 from common.presets import preset
-from common.pretrained import from_hugging_face
 from common.quantize import bytes_per_token, quantized
 from common.run import checkpoint
 from common.speed import Setting, autocast_dtype, build, why_not_compile
@@ -88,6 +87,8 @@ def open_model(name: str, seed: int) -> GPT:
     if saved and not (exported.exists() and exported.stat().st_mtime > saved.stat().st_mtime):
         print(f"model: {saved}")
         return checkpoint.load_model(saved)
+    from common.pretrained import from_hugging_face  # transformers takes seconds to import
+
     name = str(exported.parent) if exported.exists() else name
     try:
         model = from_hugging_face(name)

@@ -11,7 +11,6 @@ from common.generate import generate
 from common.kit.measure import read_bandwidth, timed
 from common.ladder import WARMUP_STEPS, Ladder, Rung
 from common.model import GPT
-from common.pretrained import as_hugging_face
 from common.quantize import bytes_per_token
 from common.speed import FOR_ANY_SHAPE, autocast_dtype, why_not_compile
 
@@ -148,6 +147,8 @@ def compare_hugging_face(ladder: DecodeLadder, model: GPT, ids: torch.Tensor, n:
     """Measure transformers' `generate` with the model's weights: in fp32, in 16 bits where they are
     native, and compiled, in the smaller of the two. On NVIDIA's GPUs `generate` itself
     compiles, with CUDA graphs."""
+    from common.pretrained import as_hugging_face  # transformers takes seconds to import
+
     theirs, ours = as_hugging_face(model).to(ids.device), ladder.fastest()
     native = autocast_dtype(ids.device)
     for name, dtype in (("HF fp32", torch.float32), ("HF 16 bits", native)):

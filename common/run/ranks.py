@@ -16,9 +16,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common.init import tie_weights
@@ -99,7 +96,9 @@ class Ranks:
             value = torch.empty(tensor.shape, dtype=tensor.dtype)
         value = value.to(self.device)
         assert value.shape == tensor.shape  # copy_ would broadcast a smaller one
-        if isinstance(tensor, DTensor):
+        if is_sharded(tensor):
+            from torch.distributed.tensor import distribute_tensor
+
             value = distribute_tensor(value, tensor.device_mesh, tensor.placements)
         elif self.world_size > 1:
             dist.broadcast(value, src=0)
@@ -114,7 +113,7 @@ class Ranks:
     def loss_function(self, model: GPT, compile: bool) -> Callable:
         """Like common.speed.loss_function, but backward averages gradients over the ranks."""
         loss_of = compiled(Loss(model)) if compile else Loss(model)
-        if self.world_size == 1 or isinstance(next(model.parameters()), DTensor):
+        if self.world_size == 1 or is_sharded(next(model.parameters())):
             return loss_of
         # torch compiles one graph per bucket: 5 for GPT-2 124M, 14 with the default of 25 MB.
         return DistributedDataParallel(loss_of, bucket_cap_mb=100)
@@ -123,7 +122,9 @@ class Ranks:
         """A tied GPT sharded over the ranks, with rank 0's weights (None on the others). Apart from
         these, a rank holds no more than its shard and one full weight. With autocast to dtype,
         weights are gathered and the residual stream is in dtype; gradients are reduced in fp32."""
-        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # takes half a second
+
+        mesh = dist.init_device_mesh(self.device.type, (self.world_size,))
         how = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(dtype, torch.float32)}
         with torch.device("meta"):
             model = tie_weights(GPT(config))
@@ -148,9 +149,14 @@ class Loss(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether it is one of FSDP2's, a DTensor."""
+    return hasattr(tensor, "full_tensor")  # importing the class would take half a second
+
+
 def unsharded(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor, gathered on every rank; any other tensor unchanged."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @contextlib.contextmanager
