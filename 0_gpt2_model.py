@@ -69,7 +69,7 @@ def check_causality(model: GPT, idx: torch.Tensor) -> None:
     changed[:, at] = (changed[:, at] + 1) % model.config.vocab_size
     before, after = model(idx)[0], model(changed)[0]
     past = torch.equal(before[:, :at], after[:, :at])
-    moved = int(((before - after)[:, at:].abs().amax((0, 2)) > 0).sum())
+    moved = (before != after)[:, at:].any((0, 2)).sum().item()
     verdict = "the same, bit for bit" if past else "DIFFERENT"
     print(f"causality: change the token at position {at}, and the logits before it are")
     print(f"  {verdict}; {moved} of the {idx.size(1) - at} positions from there on change")

@@ -84,6 +84,6 @@ if __name__ == "__main__":
 
 # To try:
 #   python 2_gpt2_train_128words.py --steps 3           # not yet memorized
-#   python 2_gpt2_train_128words.py --lr 3e-2           # too high: the model learns nothing
+#   python 2_gpt2_train_128words.py --lr 3e-2           # too high: the loss jumps to 34
 #   python 2_gpt2_train_128words.py --model gpt-mini --steps 200 --lr 1e-3
 #   python -m exercises 06    # yours to fill in: naked_loop

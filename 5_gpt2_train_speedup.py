@@ -8,10 +8,10 @@ New here: common/speed.py (what makes a step faster) and common/ladder.py (the t
 The second command is for a GPU. You will see one row per rung, each adding to the ones before: the
 median time of a training step, its spread (half the range), the speed-up, peak memory (GB), how far
 the first loss is from rung 0's (Δloss), and the validation loss after the last step (val). MFU
-(model FLOPs utilization) is relative to the fastest matrix product of this machine in that
-precision; papers divide by the data sheet's peak instead. A kernel is one function on the device; a
-fused kernel does the work of several. A rung is skipped, with the reason, if the machine does not
-support it, it does not fit in memory, or its attention kernel is slower here.
+(model FLOPs utilization) is the model's FLOP/s as a share of this machine's fastest matrix product
+in that precision; papers divide by the data sheet's peak instead. A kernel is one function on the
+device; a fused kernel does the work of several. A rung is skipped, with the reason, if the machine
+does not support it, it does not fit in memory, or its attention kernel is slower here.
 
 Then comes Hugging Face's model, with the same autocast, compilation and optimizer but its own
 attention, vocabulary and residual stream; on Linux CPUs a second time, without our memory allocator
@@ -152,7 +152,7 @@ def climb(ladder: Ladder, config: GPTConfig, tokens, options: Options, device) -
                 done.append((rung, setting))
     if not done:
         raise UserError("no rung fits in memory: give a smaller --batch-size or --block-size")
-    (_, first), (ours, setting) = done[0], done[-1]
+    first, (ours, setting) = done[0][1], done[-1]
     ways = [("Hugging Face", measure), ("HF untuned", in_new_process)] if setting.compile else []
     tuned = device.type == "cpu" and sys.platform == "linux"
     for name, way in ways if tuned else ways[:1]:

@@ -2,7 +2,7 @@
 
 New here: common/muon.py (a faster optimizer), and in common/run/: ranks.py (many processes),
 checkpoint.py and resume.py (interrupt a run and resume it). Skim the rest: recipes.py, batches.py,
-tokenfiles.py, signals.py, log.py, evals.py. The loop is still stage 6's.
+tokenfiles.py, signals.py, log.py, evals.py. The loop is stage 6's; `# new:` marks what it adds.
 
     python 7_gpt2_train_long_run.py              # 5 minutes on two CPU cores
     python 7_gpt2_train_long_run.py --resume     # after Ctrl-C or a crash

@@ -2,7 +2,7 @@
 
 New here, in common/search/: phases.py (what is tried), study.py (which process trains what, and
 when) and trial.py (one setting of hyper-parameters). Skim storage.py, report.py and importance.py.
-The loop is still stage 6's: it trains a trial for the steps that a phase adds.
+The loop is stage 6's without micro-batches: it trains a trial for the steps that a phase adds.
 
     python 8_gpt2_search_hyparam.py       # a minute on two CPU cores
     python 8_gpt2_search_hyparam.py --phases 200x100,40x400,8x2000 --sampler tpe

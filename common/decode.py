@@ -33,7 +33,7 @@ class GrowingCache(nn.Module):
 
 class FixedCache(nn.Module):
     """The same, allocated once for S tokens: nothing is copied, and no shape ever changes. The
-    places after the last token hold zeros, which the mask hides."""
+    places after the last token hold zeros or old values, which the mask hides."""
 
     def __init__(self, model: GPT, B: int, S: int):
         super().__init__()

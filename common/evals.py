@@ -28,7 +28,8 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers. The loss per token is not."""
+        """The sum of all losses in bits, over the bytes of the text. Unlike the loss per token, it
+        is comparable between tokenizers, which share bytes but not tokens."""
         return self.loss * self.tokens / math.log(2) / (self.bytes or 1)
 
     def __str__(self):

@@ -15,7 +15,9 @@ from common.kit.cli import UserError
 
 
 def causal_attention(q, k, v, dropout_p=0.0):
-    """softmax(q kᵀ / √hs) v. A position attends to itself and its past. q, k, v: (B, nh, T, hs)."""
+    """softmax(q kᵀ / √hs) v for q, k, v (B, nh, T, hs). Each position compares its query q with the
+    keys k of itself and all positions before it. The softmax makes weights of these scores, and the
+    result is the weighted mean of the values v. Each head does so on channels of its own."""
     T = q.size(-2)
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, nh, T, T)
     future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
@@ -39,8 +41,9 @@ class GPTConfig:
             raise UserError(f"{self.n_head} heads do not divide a width of {self.n_embd}: {hint}")
 
     def flops_per_token(self, T: int) -> int:
-        """For each weight of a matrix 2 FLOPs forward (a multiply-add) and 4 backward; 12·C·T for
-        each layer's attention (PaLM, Chowdhery et al., 2022, appendix B)."""
+        """For each weight of a matrix 2 FLOPs forward (a multiply-add) and 4 backward; a block has
+        12·C² of them (3 + 1 in attention, 4 + 4 in the MLP). Attention's scores and means take
+        12·C·T more per layer (PaLM, Chowdhery et al., 2022, appendix B)."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T
 
@@ -94,8 +97,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         parts = {
-            "wte": nn.Embedding(config.vocab_size, config.n_embd),  # of tokens
-            "wpe": nn.Embedding(config.block_size, config.n_embd),  # of positions
+            "wte": nn.Embedding(config.vocab_size, config.n_embd),  # a vector for each token
+            "wpe": nn.Embedding(config.block_size, config.n_embd),  # and for each position
             "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "ln_f": nn.LayerNorm(config.n_embd),
         }

@@ -87,6 +87,7 @@ class HuggingFace(torch.nn.Module):
         self.theirs = as_hugging_face(model)
 
     def forward(self, idx, targets=None):
+        # labels asks for a loss, shift_labels says that the targets are shifted already.
         out = self.theirs(idx, labels=targets, shift_labels=targets, use_cache=False)
         return out.logits, out.loss
 

@@ -1,7 +1,8 @@
 """Weights in 16 or 8 bits. A token takes only 2 operations per weight, so on a CPU most of its time
 goes into reading the weights from memory: half the bits can double the speed.
 
-Only the weights are small. Activations and all sums stay in fp32.
+Only the weights are small. For one row, activations and sums stay in fp32. Several rows (a prompt,
+a batch) are multiplied in 16 bits where the device does that natively.
 """
 
 import copy

@@ -10,7 +10,7 @@ from common.run.ranks import Ranks
 class RankBatches(Batches):
     """One rank's part of a stream of batches. At each step all ranks together take world_size · B
     windows of one stream; rank r takes the r-th B of them. From the second epoch on, the windows
-    are shifted by a random offset, so a model that sees the text often overfits later."""
+    are shifted by a random offset, which delays overfitting."""
 
     def __init__(self, tokens, batch_size: int, block_size: int, seed: int, ranks: Ranks):
         super().__init__(tokens, batch_size, block_size, seed)

@@ -88,8 +88,8 @@ def save(
 def write(
     folder: Path, step: int, tensors: dict, texts: dict, keep: int, best: Path | None = None
 ) -> Path:
-    """Write TENSORS and TEXTS as folder/step_…, and remove all but the `keep` newest up to it, and
-    the best one.
+    """Write TENSORS and TEXTS as folder/step_…. Then remove later checkpoints, and earlier ones
+    except the `keep` newest (this one included) and the best.
 
     Raises UserError if it can't be written; then nothing is left of it.
     """

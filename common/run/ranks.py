@@ -1,7 +1,8 @@
-"""Many processes, one training run: torchrun starts them, each with a rank and a device.
+"""Many processes, one training run: torchrun starts them, each with a device and a number, its
+rank; the process itself is called a rank, too.
 
-With DistributedDataParallel every rank holds the full model, and gradients are averaged over the
-ranks. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
+With DistributedDataParallel every rank holds the full model, and an all-reduce averages their
+gradients. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,
 gradient and moment, and gathers a block's weights when it needs them. With a single process, none
 of this does anything.
 """

@@ -1,7 +1,8 @@
 """A search in phases: many trials are trained for a few steps, the best of them for more, and so
 on. A promoted trial resumes from its checkpoint: no step is trained twice.
 
-Optuna keeps the trials and their losses, one study per phase. Several processes may share one
+Optuna keeps the trials and their losses, one study per phase: a FrozenTrial is its record of a
+trial, while a Trial (trial.py) is one that this process trains. Several processes may share one
 folder: each takes its trials under a lock, and a trial whose process has died is free again.
 """
 
