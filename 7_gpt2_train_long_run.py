@@ -152,7 +152,7 @@ def train(
             print(f"stopped after step {step}: --resume continues the run")
             return
     report(last, model, val, log, options, setting, run)
-    run.export(last, model, options)
+    run.export(last, options)
 
 
 def report(step, model, val, log, options: Options, setting: Setting, run: Run) -> None:

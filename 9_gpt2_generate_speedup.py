@@ -21,7 +21,7 @@ continues all the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from textwrap import fill
 from typing import Literal
@@ -147,7 +147,8 @@ def measure(name: str, way: Way, model: GPT, ids, val, n: int) -> DecodeRung:
         tokens = decode(decoder, ids, step=compiled_step(decoder) if way.compile else None)
     else:
         tokens = whole_text(model, ids)
-    rung.watch(islice(tokens, n))
+    for next_ids in chain([ids], islice(tokens, n)):
+        rung.put(next_ids)
     in_cache = {FixedCache: S, GrowingCache: S - n // 2}.get(way.cache, 0)  # tokens, on average
     rung.bytes_read = bytes_per_token(model) + way.B * in_cache * cache_bytes_per_token(model)
     if way.bits < 32 or not way.cache:  # new weights, or the first rung

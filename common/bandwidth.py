@@ -29,16 +29,20 @@ class DecodeRung(Rung):
     bandwidth: float = 0.0  # share of the memory's, 0 to 1
     same_ids: float | None = None  # share of ids equal to rung 0's, before the first that differs
 
-    def watch(self, tokens) -> None:
-        """Record each of the new ids (B, 1), and the time it took."""
-        self.ids = [[] for _ in range(self.B)]
-        start = time.perf_counter()
-        for next_ids in tokens:
-            for row, (i,) in zip(self.ids, next_ids.tolist(), strict=True):  # waits for the device
+    def put(self, ids: torch.Tensor) -> None:
+        """Record a new id for each text, and the time it took; or, the first time, that ids are the
+        prompt. With `end`, this is what transformers' `generate` asks of a streamer."""
+        next_ids = ids.flatten().tolist()  # waits for the device
+        if self.ids:
+            for row, i in zip(self.ids, next_ids, strict=True):
                 row.append(i)
-            now = time.perf_counter()
-            self.ms.append((now - start) * 1000)
-            start = now
+            self.ms.append((time.perf_counter() - self.start) * 1000)
+        else:
+            self.ids = [[] for _ in range(self.B)]
+        self.start = time.perf_counter()
+
+    def end(self) -> None:
+        pass
 
     @property
     def timed(self) -> list[float]:
@@ -56,7 +60,7 @@ class DecodeLadder(Ladder):
     """The rungs, each with its share of the memory's bandwidth, and checked against the first."""
 
     limit = "bandwidth"
-    bars, scale = "new tokens/s (log scale)", "log"
+    bar, bars, scale = "tokens_per_s", "new tokens/s (log scale)", "log"
     columns = f"{'1st':>7}{'memory':>7}{'same':>6}{'Δbits':>8}"
 
     def __init__(self, model: GPT, prompt: torch.Tensor):
@@ -64,10 +68,8 @@ class DecodeLadder(Ladder):
         self.model, self.prompt = model, prompt
         self.bandwidth = read_bandwidth(prompt.device)
         print(f"memory: {self.bandwidth / 1e9:.1f} GB/s, a sum over 1 GB\n")
-        self.begin(prompt.device, {"bytes/s": self.bandwidth})
-
-    def bar(self, rung: DecodeRung) -> float:
-        return rung.tokens_per_s
+        super().__init__(model.config, 1, prompt.size(1), prompt.device)
+        self.peaks["bytes/s"] = self.bandwidth
 
     def fastest(self, prefix: str = "") -> DecodeRung:
         """The fastest rung with B = 1 whose name begins with prefix."""
@@ -80,9 +82,8 @@ class DecodeLadder(Ladder):
         rung.same_ids = share_of_ids(rung.ids, first.ids)
         if rung.dtype == first.dtype and rung.same_ids < 1 and not self.is_tie(rung, first):
             raise AssertionError(f"{rung.name}: other tokens than {first.name}'s in fp32")
-        change = ""
-        if rung.bits_per_byte:
-            change = f"{rung.bits_per_byte - first.bits_per_byte:+.4f}"
+        bits = rung.bits_per_byte
+        change = f"{bits - first.bits_per_byte:+.4f}" if bits else ""
         return f"{rung.ms[0]:>7.0f}{rung.bandwidth:>7.0%}{rung.same_ids:>6.0%}{change:>8}"
 
     @torch.no_grad()
@@ -106,8 +107,8 @@ def share_of_ids(ids: list[list[int]], first: list[list[int]]) -> float:
     """The share of new tokens that equal the first rung's in all texts, up to the first difference.
     After that, their contexts differ."""
     n = min(len(ids[0]), len(first[0]))
-    same = (all(row[k] == first[0][k] for row in ids) for k in range(n))
-    return next((k for k, is_same in enumerate(same) if not is_same), n) / n
+    same = [all(row[k] == first[0][k] for row in ids) for k in range(n)]
+    return [*same, False].index(False) / n
 
 
 def cache_bytes_per_token(model) -> int:
@@ -115,30 +116,12 @@ def cache_bytes_per_token(model) -> int:
     return model.config.n_layer * 2 * model.config.n_embd * 4
 
 
-class Stopwatch:
-    """A streamer for transformers' `generate`: records each token, and the time it took."""
-
-    def __init__(self, rung: DecodeRung):
-        self.rung, self.start = rung, time.perf_counter()
-
-    def put(self, ids: torch.Tensor) -> None:
-        if self.rung.ids:
-            self.rung.ids[0] += ids.tolist()
-            self.rung.ms.append((time.perf_counter() - self.start) * 1000)
-        else:  # the prompt
-            self.rung.ids.append([])
-        self.start = time.perf_counter()
-
-    def end(self) -> None:
-        pass
-
-
 @torch.no_grad()
 def hugging_face(theirs, ids: torch.Tensor, n: int, name: str, **options) -> DecodeRung:
     """Time transformers' own `generate`: n tokens after ids (1, T), greedily, with its cache."""
     rung = DecodeRung(name, f"transformers' {theirs.dtype}")
     rung.bytes_read = bytes_per_token(theirs)
-    options |= {"attention_mask": torch.ones_like(ids), "streamer": Stopwatch(rung)}
+    options |= {"attention_mask": torch.ones_like(ids), "streamer": rung}
     theirs.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, **options)
     return rung
 

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from common.kit.cli import UserError
@@ -79,17 +81,14 @@ class HellaSwag:
 
 
 def hellaswag(model, questions: list[dict], wording: Callable, batch_size: int = 4) -> HellaSwag:
-    """Ask model the questions, batch_size at a time. Each is four rows, one for each ending."""
-    was_training = model.training
-    model.eval()
+    """Ask model, which is in evaluation mode, the questions, batch_size at a time. Each is four
+    rows, one for each ending."""
     batches = question_batches(questions, wording, model.config, batch_size)
     counts = [count_right(model, batch) for batch in tqdm(batches, leave=False, disable=None)]
-    model.train(was_training)
     return score(counts, len(questions))
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """Context and ending as ids, and how many ids and characters the ending has."""
 
     ids: list[int]
@@ -120,19 +119,17 @@ def question_batches(
 def count_right(model, batch: list) -> list[int]:
     """How many questions of a batch the model gets right, by each of the three measures."""
     device = next(model.parameters()).device
-    rows = [row for four, _ in batch for row in four]
-    longest = max(len(row.ids) for row in rows)  # shorter rows get padding that no token sees
-    idx = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
-    length = torch.tensor([[len(row.ids)] for row in rows])
-    n_ending = torch.tensor([[row.n_ending] for row in rows])
-    n_characters = torch.tensor([row.n_characters for row in rows])
+    ids, n_ending, n_characters = zip(*(row for four, _ in batch for row in four), strict=True)
+    idx = pad_sequence(list(map(torch.tensor, ids)), batch_first=True)  # no token sees the padding
+    length = torch.tensor([[len(row)] for row in ids])
+    n_ending, n_characters = torch.tensor(n_ending), torch.tensor(n_characters)
     labels = torch.tensor([label for _, label in batch])
-    position = torch.arange(1, longest)
-    in_ending = (position >= length - n_ending) & (position < length)  # (4 · B, T - 1)
+    position = torch.arange(1, idx.size(1))
+    in_ending = (position >= length - n_ending[:, None]) & (position < length)  # (4 · B, T - 1)
     logits = model(idx[:, :-1].to(device))[0][in_ending.to(device)][:, :VOCAB_SIZE].float()
     losses = F.cross_entropy(logits, idx[:, 1:][in_ending].to(device), reduction="none").cpu()
     logprob = torch.zeros(in_ending.shape).masked_scatter(in_ending, -losses).sum(1)
-    scores = (logprob, logprob / n_characters, logprob / n_ending[:, 0])
+    scores = (logprob, logprob / n_characters, logprob / n_ending)
     return [(s.view(-1, 4).argmax(1) == labels).sum().item() for s in scores]
 
 

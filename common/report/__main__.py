@@ -44,17 +44,8 @@ class Options:
     device: str = "auto"  # run on auto, cpu, cuda or mps
 
 
-@dataclass(frozen=True)
-class Part:
-    """A script to run. Its section in the file is what it prints or, for stage 7, a table."""
-
-    title: str
-    stage: int
-    options: str
-
-
-def parts(device: torch.device) -> list[Part]:
-    """The parts to run on the device, in sizes that suit it."""
+def parts(device: torch.device) -> list[tuple[str, int, str]]:
+    """Title, stage and options of each part to run on the device, in sizes that suit it."""
     ladders, decoding, training, B = [""], "--max-new-tokens 128", "--steps 30", 8
     if device.type == "cuda":
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
@@ -65,22 +56,19 @@ def parts(device: torch.device) -> list[Part]:
         sizes = "--batch-size 16", f"--batch-size {B} --rungs 3 5 7"
         ladders = [f"{size} --block-size 1024 --steps 12" for size in sizes]
         decoding = ""
-    trainings = [
-        Part(f"Training, B = {b}", 7, f"{training} --batch-size {b} --out run") for b in (B // 2, B)
-    ]
     return [
-        Part("Parity with Hugging Face", 1, "--samples 1 --eval-tokens 2048"),
-        *(Part("Training speed", 5, ladder) for ladder in ladders),
-        *trainings,
-        Part("Decoding speed", 9, decoding),
+        ("Parity with Hugging Face", 1, "--samples 1 --eval-tokens 2048"),
+        *(("Training speed", 5, ladder) for ladder in ladders),
+        *((f"Training, B = {b}", 7, f"{training} --batch-size {b} --out run") for b in (B // 2, B)),
+        ("Decoding speed", 9, decoding),
     ]
 
 
-def run_part(part: Part, device: torch.device) -> str:
-    """Run a part in a temporary folder, and show what it prints. Returns its section, or one line
-    if it fails."""
-    script = next(ROOT.glob(f"{part.stage}_*.py"))
-    options, printed, start = part.options.split(), [], time.perf_counter()
+def run_part(stage: int, options: str, device: torch.device) -> str:
+    """Run a stage in a temporary folder, and show what it prints. Returns that, or a table of stage
+    7's speed, or one line if it fails."""
+    script = next(ROOT.glob(f"{stage}_*.py"))
+    options, printed, start = options.split(), [], time.perf_counter()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, str(script), *options, "--device", str(device)]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -91,7 +79,7 @@ def run_part(part: Part, device: torch.device) -> str:
         if process.returncode:
             return f"Failed: {(printed or ['it printed nothing'])[-1].strip()}"
         said = f"```\n{''.join(printed).rstrip()}\n```"
-        result = training_table(Path(folder)) if part.stage == 7 else said
+        result = training_table(Path(folder)) if stage == 7 else said
     took = duration(time.perf_counter() - start)
     return f"`{' '.join([script.name, *options])}`, in {took}:\n\n{result}"
 
@@ -117,11 +105,9 @@ def attention_table(device: torch.device, shape=(16, 12, 1024, 64)) -> str:
     q, k, v = torch.randn(3, *shape, device=device, dtype=dtype).requires_grad_()
 
     def ms(attention: Callable) -> str:
-        def step():
-            attention(q, k, v).sum().backward()
-
         try:
-            return f"{min([timed(step, device)[0] for _ in range(12)][2:]) * 1000:.2f}"
+            times = [timed(lambda: attention(q, k, v).sum().backward(), device) for _ in range(12)]
+            return f"{min(seconds for seconds, _ in times[2:]) * 1000:.2f}"
         except RuntimeError as error:
             return str(error).split(". ")[0]
 
@@ -173,9 +159,9 @@ def main(options: Options) -> None:
     file = Path(options.out or ROOT / "docs" / "machines" / f"{slug}.md")
     run_folder(str(file.parent))  # raises now, not after the work, if it can't be written to
     text, todo = f"# {name}\n\n{machine(device)}\n", parts(device)
-    for number, part in enumerate(todo, 1):
-        print(f"\n{number} of {len(todo)}: {part.title}, stage {part.stage}")
-        text += f"\n## {part.title}, stage {part.stage}\n\n{run_part(part, device)}\n"
+    for number, (title, stage, part) in enumerate(todo, 1):
+        print(f"\n{number} of {len(todo)}: {title}, stage {stage}")
+        text += f"\n## {title}, stage {stage}\n\n{run_part(stage, part, device)}\n"
         write_text(file, text)
     if gpu:  # last, since this process then holds GPU memory
         write_text(file, f"{text}\n## Attention's kernels\n\n{attention_table(device)}\n")

@@ -15,11 +15,9 @@ the previous one intact. Nothing is pickled.
 import json
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.init import tie_weights
@@ -54,18 +52,18 @@ def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
     """Restore a checkpoint's tensors. Called on all ranks, with a new optimizer; only rank 0 reads
     (path is None on the others). False if the run had fewer ranks or another kind of device: then
     no random generator is restored."""
-    opened = [safe_open(path / f"{name}.safetensors", "pt") if path else None for name in TENSORS]
-    weights, moments, random = opened
-    saved = ranks.from_main(lambda: set(moments.keys()))
+    files = [load_file(path / f"{name}.safetensors") if path else {} for name in TENSORS]  # mapped
+    weights, moments, random = files
+    saved = ranks.from_main(lambda: set(moments))
     for name, parameter in model.named_parameters():
-        ranks.fill(parameter, weights and weights.get_tensor(name))
+        ranks.fill(parameter, weights.get(name))
         state = optimizer.state[parameter]
         for key in (*ADAMW, *MUON):
             if f"{name}/{key}" in saved:
                 count = torch.zeros((), device=parameter.device)
                 state[key] = count if key == "step" else torch.zeros_like(parameter)
-                ranks.fill(state[key], moments and moments.get_tensor(f"{name}/{key}"))
-    states = ranks.from_main(lambda: {key: random.get_tensor(key) for key in random.keys()})
+                ranks.fill(state[key], moments.get(f"{name}/{key}"))
+    states = ranks.from_main(lambda: random)
     kind, mine = ranks.device.type, f"{ranks.rank}/"
     if any(f"{r}/{k}" not in states for r in range(ranks.world_size) for k in ("cpu", kind)):
         return False
@@ -80,7 +78,7 @@ def save(
 ) -> Path:
     """Collect and write a checkpoint of the run in `folder`. Returns its path."""
     tensors = collect(model, optimizer, ranks)
-    texts["model"] = {name: asdict(model.config)[name] for name in SIZES}
+    texts["model"] = {name: getattr(model.config, name) for name in SIZES}
     place = (folder / "checkpoints", texts["state"]["step"])
     return ranks.from_main(lambda: write(*place, tensors, texts, keep, best))
 

@@ -2,7 +2,7 @@
 filled in from them and saved with the run."""
 
 import tomllib
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from textwrap import fill
 
@@ -119,10 +119,9 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         given["data"] = str(Path(given["data"]).expanduser().resolve())  # to resume from anywhere
     options = replace(options, **(base | given))
     check(options)
-    needed = {f.name for f in fields(options)} - {*OF_THE_COMMAND, "init_from", "warmup_steps"}
-    needed -= {"model"} if options.init_from else set()
-    if missing := sorted(name for name in needed if getattr(options, name) is None):
-        names = ", ".join(missing)
+    may_lack = ("warmup_steps", "model" if options.init_from else "init_from")
+    missing = [k for k, v in run_config(options).items() if v is None and k not in may_lack]
+    if names := ", ".join(sorted(missing)):
         raise UserError(f"{options.recipe} lacks {names}: add them, or give them as options")
     if options.stop_at and options.stop_at > options.steps and options.lr_floor == 0:
         end = f"the learning rate is 0 from step {options.steps} on: give more --steps"

@@ -136,18 +136,16 @@ class Run:
         path = checkpoint.save(self.folder, texts, model, optimizer, keep, ranks, best)
         print(f"saved: {path}")
 
-    def export(self, step: int, model: GPT, options) -> None:
-        """Export the model after this many steps to the folder's hf/."""
-        weights = {name: self.ranks.full(p) for name, p in model.named_parameters()}
-        told = (run_config(options), step)
-        self.ranks.from_main(lambda: self._export(model.config, weights, told))
+    def export(self, step: int, options) -> None:
+        """Export the checkpoint after this many steps to the folder's hf/."""
+        self.ranks.from_main(lambda: self._export(step, options))
 
-    def _export(self, config: GPTConfig, weights: dict, told: tuple[dict, int]) -> None:
+    def _export(self, step: int, options) -> None:
         from common.pretrained import export  # transformers takes seconds to import
 
-        model = tie_weights(GPT(config))
-        model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
-        export(model, self.folder, facts(self.folder, *told))
+        model = checkpoint.load_model(checkpoint.path_of(self.folder / "checkpoints", step))
+        model.config = replace(model.config, dropout=options.dropout)
+        export(model, self.folder, facts(self.folder, run_config(options), step))
 
 
 def _pretrained(options, how: dict) -> GPT:

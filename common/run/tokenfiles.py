@@ -71,12 +71,10 @@ def map_ids(path: Path) -> np.ndarray:
 
 
 def _map_bin(path: Path) -> np.ndarray:
-    with path.open("rb") as file:
-        head = file.read(12).ljust(12, b"\0")
-    magic, version, count = np.frombuffer(head, "<i4").tolist()
-    if magic != LLMC_MAGIC:
+    head, size = np.fromfile(path, "<i4", 3).tolist(), path.stat().st_size
+    if head[:1] != [LLMC_MAGIC]:
         return np.memmap(path, "<u2", "r")
-    size = path.stat().st_size
+    _, version, count = head
     if version != LLMC_VERSION or size != LLMC_HEADER + 2 * count:
         raise ValueError(f"{size:,} bytes do not fit version {version} and {count:,} ids")
     return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
@@ -104,7 +102,7 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
     them, and for a vocab_size below GPT-2's.
     """
     path = Path(data).expanduser()
-    found = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+    found = [path] if path.is_file() else sorted(path.glob("*"))  # none if there is no folder
     if (path / "progress.json").exists() and not (path / "meta.json").exists():
         raise UserError(f"{data} is not complete: the command that made it resumes")
     files = {p: map_ids(p) for p in found if p.suffix in ENDINGS}
@@ -122,11 +120,9 @@ def open_tokens(data: str, vocab_size: int = VOCAB_SIZE) -> Tokens:
             raise UserError(f"{data} lacks {min(missing)}, which its meta.json names")
     if (path / "meta.pkl").exists():
         raise UserError(f"{data} has a meta.pkl: its ids are not GPT-2's")
-    parts = {True: [], False: []}
-    for p, ids in files.items():
-        is_val = path.is_dir() and re.search(r"(^|[_.-])val([_.-]|$)", p.stem)
-        parts[bool(is_val)].append((p, ids))
-    train, val = TokenFiles(parts[False]), TokenFiles(parts[True])
+    for_val = [p for p in files if path.is_dir() and re.search(r"(^|[_.-])val([_.-]|$)", p.stem)]
+    val = TokenFiles([(p, files[p]) for p in for_val])
+    train = TokenFiles([(p, ids) for p, ids in files.items() if p not in for_val])
     if not len(train):
         raise UserError(f"{data} has no ids to train on: give a folder with training files too")
     if not len(val):
