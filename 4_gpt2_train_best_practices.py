@@ -7,12 +7,12 @@ seed are stage 3's. Three models train on the same batches; only tying and initi
 
 You will see each model's number of parameters, its loss at step 0 (that of a guess is ln(50257) =
 10.82), and the standard deviation of the residual stream after the last block (std). PyTorch draws
-a head's weights small, about 1/√C, and an embedding from normal(0, 1). Once the head is tied to it,
-a logit is a sum of C products of size 1, so its standard deviation is √C. The residual stream still
-contains the embedding of the token just read, so that token's logit is far above the others: the
-model predicts that each token repeats, and the loss starts at about 82. With GPT-2's initialization
-it starts at about 10.83, and after 100 steps the validation loss is about the first model's, with
-half the parameters (see metrics.png).
+a head's weights uniformly between ±1/√C, and an embedding's from normal(0, 1). Once the head is
+tied to it, a logit is a sum of C products of size 1, so its standard deviation is √C. The residual
+stream still contains the embedding of the token just read, so that token's logit is far above the
+others: the model predicts that each token repeats, and the loss starts at about 82. With GPT-2's
+initialization it starts at about 10.83, and after 100 steps the validation loss is about the first
+model's, with half the parameters (see metrics.png).
 """
 
 import math

@@ -56,7 +56,7 @@ class Options:
     lr: float = 6e-4  # set the maximum learning rate; this is GPT-3's for 125M; try 2e-3
     lr_floor: float = 0.1  # end the learning rate at this share of --lr
     warmup_steps: int = 25  # warm up over this many: a tenth of --steps; GPT-3: 375M tokens
-    betas: tuple[float, float] = (0.9, 0.95)  # keep these shares of AdamW's running means per step
+    betas: tuple[float, float] = (0.9, 0.95)  # keep these shares of AdamW's means at each step
     weight_decay: float = 0.1  # pull matrices and embeddings towards 0
     clip: float = 1.0  # scale larger gradients down to this norm
     seed: int = 1337  # change it to draw other weights and batches

@@ -8,12 +8,13 @@ common/talk.py (streaming text). Read them in this order; common/bandwidth.py pr
     python 9_gpt2_generate_speedup.py --model gpt2 --interactive
 
 The first command continues the same prompt on every rung, one row per rung. Each rung adds to the
-ones before, but 8 bits replace 16, and the batches use 16 again, on a CPU not compiled. A new token
-takes few operations but reads all weights, so memory bandwidth limits how fast it can be. Each row
-has the median time of a step and its spread (half the range of the middle 80 % of the steps),
-tokens/s, the time to the first token in ms (1st), the share of the memory bandwidth (memory), the
-share of tokens before the first that differs from rung 0's (same), and the change in bits per byte
-of validation text (Δbits). Then come Hugging Face's `generate` and rung 0 again.
+ones before, with two exceptions: 8 bits replace 16; and batches use 16 bits (32 where the device
+lacks them) and, on a CPU, are not compiled. A new token takes few operations but reads all weights,
+so memory bandwidth limits how fast it can be. Each row has the median time of a step and its spread
+(half the range of the middle 80 % of the steps), tokens/s, the time to the first token in ms (1st),
+the share of the memory bandwidth (memory), the share of tokens before the first that differs from
+rung 0's (same), and the change in bits per byte of validation text (Δbits). Then come Hugging
+Face's `generate` and rung 0 again.
 
 The other two commands stream text. With --interactive you type a line at a time, and the model
 continues all the text so far (without your Enter). Ctrl-C ends an answer, Ctrl-D the session.

@@ -29,7 +29,7 @@ class Evaluation:
     @property
     def bits_per_byte(self) -> float:
         """The sum of all losses in bits, over the bytes of the text. Unlike the loss per token, it
-        is comparable between tokenizers, which share bytes but not tokens."""
+        is comparable between tokenizers, which split the same bytes into different tokens."""
         return self.loss * self.tokens / math.log(2) / (self.bytes or 1)
 
     def __str__(self):

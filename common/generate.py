@@ -30,8 +30,7 @@ def generate(
 
     Temperature 0 always takes the most probable token (greedy). top_k samples from the k most
     probable ones (Fan et al., 2018). With a seed the sample is reproducible. The model sees only
-    the last block_size tokens. It may have more ids than GPT-2 (stage 5 pads them): these are never
-    sampled.
+    the last block_size tokens. Ids beyond GPT-2's (stage 5 pads the vocabulary) are never sampled.
     """
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     was_training = model.training

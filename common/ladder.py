@@ -1,6 +1,7 @@
 """A ladder of speed-ups: its rows, measured one after the other, each compared with the first."""
 
 import contextlib
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -9,7 +10,6 @@ import torch
 
 from common.kit.cli import is_out_of_memory
 from common.kit.device import describe
-from common.kit.disk import write_json
 from common.kit.measure import data_sheet_peak, matmul_peak, spread
 from common.model import GPTConfig
 
@@ -144,7 +144,8 @@ class Ladder:
                 if json_file:
                     rungs = [asdict(rung) for rung in self.rungs]
                     numbers = {"title": title, "peaks": self.peaks, "rungs": rungs}
-                    write_json(Path(json_file).expanduser(), numbers)
+                    text = json.dumps(numbers, indent=1) + "\n"
+                    Path(json_file).expanduser().write_text(text)
 
 
 def plot_ladder(path: Path, ladder: Ladder, title: str) -> None:

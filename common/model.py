@@ -42,7 +42,7 @@ class GPTConfig:
 
     def flops_per_token(self, T: int) -> int:
         """For each weight of a matrix 2 FLOPs forward (a multiply-add) and 4 backward; a block has
-        12·C² of them (3 + 1 in attention, 4 + 4 in the MLP). Attention's scores and means take
+        12·C² weights (3 + 1 in attention, 4 + 4 in the MLP). Attention's scores and means take
         12·C·T more per layer (PaLM, Chowdhery et al., 2022, appendix B)."""
         matrices = self.n_layer * 12 * self.n_embd**2 + self.n_embd * self.vocab_size
         return 6 * matrices + 12 * self.n_layer * self.n_embd * T

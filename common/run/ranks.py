@@ -1,4 +1,4 @@
-"""Many processes, one training run: torchrun gives each process (a rank) a number and a device.
+"""Many processes, one training run: torchrun starts and numbers them (ranks), each on its device.
 
 With DistributedDataParallel every rank holds the full model, and an all-reduce averages their
 gradients. With FSDP2, for models too large for one GPU, every rank holds a shard of each weight,

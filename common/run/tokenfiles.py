@@ -74,7 +74,7 @@ def _map_bin(path: Path) -> np.ndarray:
     head, size = np.fromfile(path, "<i4", 3).tolist(), path.stat().st_size
     if head[:1] != [LLMC_MAGIC]:
         return np.memmap(path, "<u2", "r")
-    _, version, count = head
+    _, version, count = (*head, 0, 0)[:3]  # the file may be cut off
     if version != LLMC_VERSION or size != LLMC_HEADER + 2 * count:
         raise ValueError(f"{size:,} bytes do not fit version {version} and {count:,} ids")
     return np.memmap(path, "<u2", "r", offset=LLMC_HEADER)
