@@ -675,6 +675,7 @@ BEYOND = IDS.astype(np.int64)
     ("x.bin", IDS.tobytes()[:-1], "not a file of token ids"),
     ("x.bin", b"", "empty file"),
     ("x.bin", header(1000) + IDS.tobytes()[:-2], "do not fit version 1 and 1,000 ids"),
+    ("x.bin", header(1000)[:4], "do not fit version 0 and 0 ids"),
     ("x.bin", header(999) + IDS.tobytes(), "3,024 bytes"),
     ("x.bin", header(2**31 - 1), "2,147,483,647 ids"),
     ("x.ds", IDS.tobytes(), "FileNotFoundError"),  # its index
