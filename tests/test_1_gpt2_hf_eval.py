@@ -396,7 +396,8 @@ def test_offline_nothing_random_takes_the_place_of_what_was_asked_for(refused, t
 def test_a_repository_without_safetensors_gives_nothing(monkeypatch, folder):
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
-    with pytest.raises(HubUnreachable, match="no model.safetensors of someone/model was"):
+    words = "no model.safetensors of someone/model was downloaded"
+    with pytest.raises(HubUnreachable, match=words):
         from_hugging_face("someone/model")
 
 

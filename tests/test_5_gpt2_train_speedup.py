@@ -419,6 +419,7 @@ def test_the_whole_ladder_as_a_user_runs_it(text_file, tmp_path):
                   "at most about "):  # fmt: skip
         assert words in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert re.search(r"at most about .+ to go$", done.stdout, re.M)
     result = json.loads((tmp_path / "l.json").read_text())
     rows = result["rungs"]
     assert all(len(r["ms"]) == 4 and 0 < r["mfu"] < 1 for r in rows)
