@@ -68,7 +68,7 @@ class DecodeLadder(Ladder):
         self.model, self.prompt = model, prompt
         self.bandwidth = read_bandwidth(prompt.device)
         print(f"memory: {self.bandwidth / 1e9:.1f} GB/s, a sum over 1 GB\n")
-        super().__init__(model.config, 1, prompt.size(1), prompt.device)
+        self.begin(prompt.device)
         self.peaks["bytes/s"] = self.bandwidth
 
     def fastest(self, prefix: str = "") -> DecodeRung:

@@ -65,8 +65,11 @@ class Ladder:
     columns = f"{'MFU':>7}{'GB':>5}{'Δloss':>9}{'val':>7}"
 
     def __init__(self, config: GPTConfig, B: int, T: int, device: torch.device):
-        """Print the header. `peaks` are the machine's limits, by name; `peak` adds to them."""
         self.tokens, self.flops = B * T, config.flops_per_token(T)
+        self.begin(device)
+
+    def begin(self, device: torch.device) -> None:
+        """Print the header. `peaks` are the machine's limits, by name; `peak` adds to them."""
         self.device, self.peaks, self.rungs = device, {}, []
         shared = f"{'ms/step':>8}{'spread':>8}{'tokens/s':>9}{'×prev':>6}{'×first':>7}"
         print(f"{'rung':<14}{shared}{self.columns}")

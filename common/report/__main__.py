@@ -159,9 +159,9 @@ def main(options: Options) -> None:
     file = Path(options.out or ROOT / "docs" / "machines" / f"{slug}.md")
     run_folder(str(file.parent))  # raises now, not after the work, if it can't be written to
     text, todo = f"# {name}\n\n{machine(device)}\n", parts(device)
-    for number, (title, stage, part) in enumerate(todo, 1):
+    for number, (title, stage, given) in enumerate(todo, 1):
         print(f"\n{number} of {len(todo)}: {title}, stage {stage}")
-        text += f"\n## {title}, stage {stage}\n\n{run_part(stage, part, device)}\n"
+        text += f"\n## {title}, stage {stage}\n\n{run_part(stage, given, device)}\n"
         write_text(file, text)
     if gpu:  # last, since this process then holds GPU memory
         write_text(file, f"{text}\n## Attention's kernels\n\n{attention_table(device)}\n")

@@ -37,9 +37,10 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
         elif "://" in storage:
             opened = get_storage(storage)
         else:
-            journal = Path(storage)
-            if journal.is_file() and b"op_code" not in journal.read_bytes()[:99]:
-                raise ValueError(f"{storage} is another kind of file")  # so don't append to it
+            if Path(storage).is_file():
+                with open(storage, "rb") as journal:  # a long search's journal is large
+                    if b"op_code" not in journal.read(99):
+                        raise ValueError(f"{storage} is another kind of file")  # don't append to it
             opened = JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:
         reason = str(error.__cause__ or error).split("\n")[0]
