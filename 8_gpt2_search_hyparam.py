@@ -26,9 +26,8 @@ import torch
 
 from common.data import Batches, Tokens
 from common.evals import evaluate
-from common.kit.cli import UserError, duration, is_out_of_memory, run
+from common.kit.cli import UserError, duration, is_out_of_memory, require, run
 from common.kit.device import pick_device, repeat_exactly
-from common.kit.needs import require
 from common.model import GPT
 from common.optim import adamw, learning_rate, parameter_groups, set_lr
 from common.run.batches import RankBatches

@@ -14,7 +14,7 @@ from textwrap import fill
 
 import torch
 
-from common.kit.options import UserError, check, parse
+from common.kit.options import UserError, check, is_installed, parse
 
 
 def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) -> None:
@@ -66,6 +66,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     errors, and if Linux killed another process for lack of memory."""
     words = "can't allocate memory|out of memory|Invalid buffer size|process pool was terminated"
     return bool(re.search(words, str(error))) or isinstance(error, torch.OutOfMemoryError)
+
+
+def require(module: str, package: str, what: str) -> None:
+    """Raises UserError if the package that has this module is not installed."""
+    if not is_installed(module):
+        raise UserError(f"{what} needs {package}, which is not installed: pip install {package}")
 
 
 def duration(seconds: float) -> str:

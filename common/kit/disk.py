@@ -53,10 +53,10 @@ def check_room(folder: Path, need: float, what: str) -> None:
         raise UserError(f"{what} need about {need / 1e9:.1f} GB, and {room}")
 
 
-def lock(path: Path) -> FileLock | None:
-    """Take an exclusive lock on the file `path`. It lasts until .release() or the end of the
-    process. None if another process holds it."""
-    held = FileLock(path)
+def lock(folder: Path) -> FileLock | None:
+    """Take an exclusive lock on the folder's file .lock. It lasts until .release() or the end of
+    the process. None if another process holds it."""
+    held = FileLock(folder / ".lock")
     with contextlib.suppress(Timeout):
         held.acquire(timeout=0)
     return held if held.is_locked else None
@@ -64,7 +64,7 @@ def lock(path: Path) -> FileLock | None:
 
 def locked(folder: Path) -> FileLock:
     """Lock a run's folder. Raises UserError if another process trains in it."""
-    held = lock(folder / ".lock")
+    held = lock(folder)
     if held is None:
         raise UserError(f"another process trains in {folder}: give another --out")
     return held

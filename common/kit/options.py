@@ -19,9 +19,9 @@ class UserError(Exception):
     """A mistake that the user can fix. One line: what was wrong, and what to change."""
 
 
-def is_installed(track: str) -> bool:
-    """Whether a tracker's package is there; a folder of its name is not one."""
-    return track == "no" or getattr(find_spec(track), "origin", None) is not None
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported; a folder of its name is not one."""
+    return getattr(find_spec(module), "origin", None) is not None
 
 
 def is_vocab_size(n: int) -> bool:
@@ -43,7 +43,7 @@ LIMITS = {
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "top_p"),
     "50257, or a multiple of 128 from 384 to 50176": (is_vocab_size, "vocab_size"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
-    "no, or install that package first": (is_installed, "track"),
+    "no, or install that package first": (lambda name: name == "no" or is_installed(name), "track"),
     "a character or more": (lambda value: value != "", "prompt stop data"),
 }
 

@@ -88,7 +88,7 @@ def plot_run(rows: list[dict[str, str]]):
     """A figure of the rows of a metrics.csv: each curve's training and validation loss, and below
     them the PANELS of a run with a learning-rate schedule."""
     from matplotlib.figure import Figure  # half a second to import
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     panels = PANELS if "lr" in rows[0] else {}
     figure = Figure(figsize=(8, 4.5 + 1.5 * len(panels)), layout="constrained")
@@ -107,8 +107,8 @@ def plot_run(rows: list[dict[str, str]]):
             dots = {"markersize": 5 + width, "markeredgecolor": "white", "zorder": 3}
             axes.plot(x, y, "o--", color=line.get_color(), linewidth=0.8, label=label, **dots)
     axes.set(ylabel="loss (nats per token, log scale)", yscale="log")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis(FuncFormatter(lambda loss, _: f"{loss:g}"))  # 6, not 6 × 10⁰
+    axes.yaxis.set_major_formatter("{x:g}")  # 6, not 6 × 10⁰
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
     for panel, (column, title) in zip(others, panels.items(), strict=True):
         x, y = points_of(rows, column)

@@ -13,7 +13,6 @@ the previous one intact. Nothing is pickled.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -102,10 +101,9 @@ def write(
         sums = {path.name: sha256(path) for path in sorted(partial.iterdir())}
         (partial / "manifest.json").write_text(json.dumps(sums, indent=1) + "\n")
         share(partial)
-    steps = _checkpoints(folder)
-    at = steps.index(final)
-    older = [path for path in steps[: max(0, at + 1 - keep)] if path != best]
-    for path in (*older, *steps[at + 1 :]):  # the later ones were damaged
+    paths = _checkpoints(folder)
+    until_now = paths[: paths.index(final) + 1]  # later ones were damaged
+    for path in set(paths) - {best, *until_now[-keep:]}:
         remove(path)
     return final
 
@@ -128,9 +126,8 @@ def newest(folder: Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in folder, oldest first. Files with other names are not ours."""
-    names = os.listdir(folder) if folder.exists() else []
-    steps = {int(name[5:]): name for name in names if re.fullmatch(r"step_[0-9]{8,18}", name)}
-    return [folder / name for _, name in sorted(steps.items())]
+    ours = [p for p in folder.glob("step_*") if re.fullmatch(r"step_[0-9]{8,18}", p.name)]
+    return sorted(ours, key=lambda path: int(path.name[5:]))
 
 
 def why_damaged(path: Path) -> str | None:

@@ -57,9 +57,8 @@ class LongRunLog(TrackedLog):
         if self.folder:
             super().__exit__()
             steps, losses = points_of(self.rows(), "val_loss")
-            lowest = min(losses, default=0)
+            lowest, step = min(zip(losses, steps, strict=True), default=(0, 0))
             if losses and lowest < losses[-1]:  # a model that overfits, for example
-                step = steps[losses.index(lowest)]
                 print(f"the lowest validation loss was {lowest:.4f}, at step {step:.0f}")
                 if best := self.best_saved():
                     print(f"the best checkpoint is {best}")

@@ -83,6 +83,18 @@ def read_recipe(name: str, options_class: type) -> dict:
     return {option: getattr(given, option) for option in found}
 
 
+def fine_tuning(recipe: dict, init_from: str, is_file: bool) -> dict:
+    """A recipe's options to fine-tune the model init_from with. A named recipe is for a new model,
+    a file is for this run."""
+    from common.pretrained import hugging_face_config  # it takes seconds to import
+
+    vocab_size = min(hugging_face_config(init_from).vocab_size, VOCAB_SIZE)
+    tuning = FINE_TUNING | {"vocab_size": vocab_size}
+    if is_file:
+        return tuning | recipe | {"model": None}
+    return recipe | tuning | {"block_size": min(recipe["block_size"], 1024), "model": None}
+
+
 def resolve(options, saved: dict | None, ranks: Ranks):
     """Stage 7's options with every None filled in: from `saved`, the options of the run that is
     resumed, or from the recipe, DEFAULTS and the device. Raises UserError for numbers that do not
@@ -103,15 +115,7 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         name = options.recipe if options.recipe is not None else usual
         found = read_recipe(name, type(options))
         if options.init_from:
-            from common.pretrained import hugging_face_config  # it takes seconds to import
-
-            vocab_size = min(hugging_face_config(options.init_from).vocab_size, VOCAB_SIZE)
-            tuning = FINE_TUNING | {"vocab_size": vocab_size}
-            if name in RECIPES:  # a named recipe is for a new model
-                found = found | tuning | {"block_size": min(found["block_size"], 1024)}
-            else:  # a file is for this run
-                found = tuning | found
-            found["model"] = None
+            found = fine_tuning(found, options.init_from, is_file=name not in RECIPES)
         elif name == "fine-tuning":
             raise UserError("--recipe fine-tuning needs a model to start from: give --init-from")
         base = DEFAULTS | {"recipe": name} | found
@@ -127,12 +131,11 @@ def resolve(options, saved: dict | None, ranks: Ranks):
         end = f"the learning rate is 0 from step {options.steps} on: give more --steps"
         raise UserError(f"--stop-at is {options.stop_at}, and {end}, or an --lr-floor")
     if options.warmup_steps is None:
-        tokens = options.total_batch_tokens
-        options.warmup_steps = min(round(375e6 / max(1, tokens)), options.steps // 10)
+        options.warmup_steps = min(round(375e6 / options.total_batch_tokens), options.steps // 10)
     B, T = options.batch_size, options.block_size
     check_plan(options, B, T, ranks.world_size)
-    config, choices = preset(options.model or "gpt2"), (options.dtype, options.attention)
-    setting = best_setting(config, B, T, ranks.device, *choices, options.compile)
+    choices = (options.dtype, options.attention, options.compile)
+    setting = best_setting(preset(options.model or "gpt2"), B, T, ranks.device, *choices)
     options = replace(options, **setting.names())
     new = run_config(options).items() if saved else ()
     if changed := [f"{k} {saved.get(k)} → {v}" for k, v in new if saved.get(k) != v]:

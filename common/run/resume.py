@@ -83,15 +83,15 @@ class Run:
     def model(self, options, setting: Setting) -> GPT:
         """The model on every rank: in full or, with --shard, a shard of it. Its weights are rank
         0's. A checkpoint's weights are restored later."""
-        how = {"attention": setting.attention, "dropout": options.dropout}
-        model = self._model_of_rank_0(options, setting, how) if self.ranks.is_main else None
+        model = self._model_of_rank_0(options, setting) if self.ranks.is_main else None
         config = self.ranks.from_main(lambda: model.config)
         if options.shard:
             weights = model and dict(model.named_parameters())
             return self.ranks.shard(config, weights, setting.dtype)
         return narrow_residual(model or tie_weights(GPT(config)), setting).to(self.ranks.device)
 
-    def _model_of_rank_0(self, options, setting: Setting, how: dict) -> GPT:
+    def _model_of_rank_0(self, options, setting: Setting) -> GPT:
+        how = {"attention": setting.attention, "dropout": options.dropout}
         if self.saved and "model" in self.saved:
             return tie_weights(GPT(GPTConfig(**self.saved["model"], **how)))
         if options.init_from:
@@ -129,11 +129,10 @@ class Run:
         self, step: int, model: GPT, optimizer, scaler, batches, options, best: Path | None
     ) -> None:
         """Write a checkpoint after this many steps. The best one before it stays."""
-        data, scale = batches.state(), scaler.state_dict()
-        state = {"step": step, "text": self.text, "data": data, "scaler": scale}
+        state = {"step": step, "text": self.text}
+        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
         texts = {"state": state, "config": run_config(options)}
-        keep, ranks = options.keep, self.ranks
-        path = checkpoint.save(self.folder, texts, model, optimizer, keep, ranks, best)
+        path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks, best)
         print(f"saved: {path}")
 
     def export(self, step: int, options) -> None:

@@ -69,17 +69,17 @@ class Search:
         with self.lock:
             self.studies = open_studies(storage, folder, len(phases))
 
-    def trials(self, k: int) -> list[FrozenTrial]:
-        return self.studies[k].get_trials(deepcopy=False)
+    def trials(self, k: int, *states: TrialState) -> list[FrozenTrial]:
+        """A phase's trials in these states; by default, in any."""
+        return self.studies[k].get_trials(deepcopy=False, states=states or None)
 
     def complete(self, k: int) -> list[FrozenTrial]:
         """A phase's completed trials, best first."""
-        done = [trial for trial in self.trials(k) if trial.state == TrialState.COMPLETE]
-        return sorted(done, key=lambda trial: trial.value)
+        return sorted(self.trials(k, TrialState.COMPLETE), key=lambda trial: trial.value)
 
     def finished(self, k: int) -> list[FrozenTrial]:
         """A phase's trials that completed it or failed in it."""
-        return [trial for trial in self.trials(k) if trial.state.is_finished()]
+        return self.trials(k, TrialState.COMPLETE, TrialState.FAIL)
 
     def latest(self) -> dict[int, FrozenTrial]:
         """Each trial by its number, as of the last phase that it completed or failed in."""
@@ -107,10 +107,9 @@ class Search:
             k = self.phase()
             if k is None:
                 return None
-            for noted in self.trials(k):
-                if noted.state == TrialState.RUNNING:  # or left by a process that died
-                    if trial := self._take(k, noted):
-                        return trial
+            for noted in self.trials(k, TrialState.RUNNING):
+                if trial := self._take(k, noted):  # left by a process that died
+                    return trial
             if len(self.trials(k)) < self.size(k):
                 return self._take(k, self._add(k))
             return None
@@ -133,7 +132,7 @@ class Search:
         """Take a trial for this process. None if another process trains it."""
         folder = self.folder_of(noted)
         folder.mkdir(parents=True, exist_ok=True)
-        held = lock(folder / ".lock")
+        held = lock(folder)
         if held is None:
             return None
         asked = optuna.Trial(self.studies[k], noted._trial_id)

@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.kit.cli import run
+from common.kit.cli import require, run
 from common.kit.disk import check_room, run_folder
-from common.kit.needs import require
 from common.shards.documents import PIECE, Batch, find_files, read, without_long_gaps
 from common.shards.writer import Shards, verify
 from common.tokenizer import gpt2_tokenizer

@@ -39,7 +39,7 @@ class Shards:
         # In this order: another process may be beginning or finishing the same shards.
         if not is_empty(folder) and not (self.note.exists() or self.meta.exists()):
             raise UserError(f"{folder} is not empty: give an empty or a new folder as --out")
-        self.lock = None if self.meta.exists() else lock(folder / ".lock")
+        self.lock = None if self.meta.exists() else lock(folder)
         self.complete = self.meta.exists()
         if not (self.complete or self.lock):
             raise UserError(f"another process writes into {folder}: give another --out")

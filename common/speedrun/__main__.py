@@ -125,9 +125,7 @@ def main(options: Options) -> None:
         loss_function(model, setting.compile)(x, y).backward()
     model.zero_grad()
     used = time.perf_counter() - start
-    seconds = SECONDS - RESERVE - used
-    if options.budget == "work":
-        seconds = WORK / peak
+    seconds = WORK / peak if options.budget == "work" else SECONDS - RESERVE - used
     if seconds <= 0:
         raise UserError(
             f"no time is left of the {SECONDS:.0f} s after {used:.0f} s of preparation: "
