@@ -167,9 +167,8 @@ def report(step, model, val, log, options: Options, setting: Setting, run: Run) 
             asked = [hellaswag_on_ranks(model, run.questions, w, *how) for w in WORDINGS]
             scores = dict(zip(HELLASWAG, print_scores(*asked), strict=True))
         tokenizer = gpt2_tokenizer(options.vocab_size)
-        prompt = tokenizer.encode_ordinary(options.prompt)
-        ids = torch.tensor([prompt], device=ranks.device)
-        sample = generate(model, ids, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
+        prompt = torch.tensor([tokenizer.encode_ordinary(options.prompt)], device=ranks.device)
+        sample = generate(model, prompt, 80, temperature=0.8, top_k=50, seed=options.seed)[0]
     print(quoted(tokenizer.decode(sample.tolist())))
     log.val(step, found.loss, bits_per_byte=found.bits_per_byte, **scores)
     log.plot()
@@ -180,15 +179,14 @@ def main(options: Options) -> None:
         if options.shard and not dist.is_initialized():
             raise UserError("--shard spreads a model over ranks: start it with torchrun")
         run = Run(options, ranks)
-        saved = run.saved or {}
-        options = ranks.from_main(lambda: resolve(options, saved.get("config"), ranks))
+        options = ranks.from_main(lambda: resolve(options, run.saved.get("config"), ranks))
         chosen = ", ".join(f"{k}={v!r}" for k, v in run_config(options).items() if v is not None)
         print(fill(f"options: {chosen}", 79, subsequent_indent="  "))
         if options.shard and options.optimizer == "muon":
             hint = "leave --shard out, or start a run with --optimizer adamw"
             raise UserError(f"--shard splits each matrix, and Muon needs it whole: {hint}")
         B, T, device = options.batch_size, options.block_size, ranks.device
-        last, first = options.stop_at or options.steps, saved.get("state", {}).get("step", 0)
+        last, first = options.stop_at or options.steps, run.saved.get("state", {}).get("step", 0)
         if first > last:
             name = "--stop-at" if options.stop_at else "--steps"
             raise UserError(f"the run is at step {first}: give a larger {name}")
@@ -202,8 +200,7 @@ def main(options: Options) -> None:
         setting = setting_of(options.dtype, options.attention, options.compile, device)
         repeat_exactly(device)
         model = run.model(options, setting).train()
-        sizes = replace(model.config, vocab_size=options.vocab_size)  # without padding
-        flops = sizes.flops_per_token(T)
+        flops = replace(model.config, vocab_size=options.vocab_size).flops_per_token(T)  # unpadded
         peak = sum(ranks.gather(matmul_peak(device, setting.dtype or torch.float32)))
         torch.manual_seed(options.seed + ranks.rank)  # for dropout
         run.begin(options, model, fingerprint(tokens), questions)

@@ -47,12 +47,12 @@ def collect(model, optimizer, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]
     return tensors if ranks.is_main else None
 
 
-def restore(path: Path | None, model, optimizer, ranks: Ranks) -> bool:
-    """Restore a checkpoint's tensors. Called on all ranks, with a new optimizer; only rank 0 reads
-    (path is None on the others). False if the run had fewer ranks or another kind of device: then
-    no random generator is restored."""
-    files = [load_file(path / f"{name}.safetensors") if path else {} for name in TENSORS]  # mapped
-    weights, moments, random = files
+def restore(path: Path, model, optimizer, ranks: Ranks) -> bool:
+    """Restore a checkpoint's tensors. Called on all ranks, with a new optimizer; only rank 0 reads.
+    False if the run had fewer ranks or another kind of device: then no random generator is
+    restored."""
+    files = (path / f"{name}.safetensors" for name in TENSORS)
+    weights, moments, random = (load_file(f) if ranks.is_main else {} for f in files)  # mapped
     saved = ranks.from_main(lambda: set(moments))
     for name, parameter in model.named_parameters():
         ranks.fill(parameter, weights.get(name))

@@ -28,7 +28,7 @@ FILES = ("metrics.csv", "metrics.png", "checkpoints", "hf")
 
 class Run:
     """A run in the folder --out. `saved` holds the newest checkpoint's texts, by name, and its
-    `path`; before the first checkpoint, only `config`; None for a new run. Only rank 0 reads and
+    `path`; before the first checkpoint, only `config`; nothing for a new run. Only rank 0 reads and
     writes; all ranks call the methods. Raises UserError for a folder that is in use, or has no run
     to resume."""
 
@@ -36,7 +36,7 @@ class Run:
         self.folder, self.ranks, self.lock = Path(options.out).expanduser(), ranks, None
         self.saved = ranks.from_main(lambda: self._open(options))
 
-    def _open(self, options) -> dict | None:
+    def _open(self, options) -> dict:
         folder, resume = self.folder, options.resume
         is_run = (folder / "config.json").exists()
         if resume and options.restart:
@@ -52,7 +52,7 @@ class Run:
             # Before a checkpoint is chosen: another process may be writing one.
             self.lock = self.lock or locked(folder)
         if not resume:
-            return None
+            return {}
         path = checkpoint.newest(folder / "checkpoints")
         if path:
             return checkpoint.read(path) | {"path": path}
@@ -92,7 +92,7 @@ class Run:
 
     def _model_of_rank_0(self, options, setting: Setting) -> GPT:
         how = {"attention": setting.attention, "dropout": options.dropout}
-        if self.saved and "model" in self.saved:
+        if "model" in self.saved:
             return tie_weights(GPT(GPTConfig(**self.saved["model"], **how)))
         if options.init_from:
             return pad_vocab(_pretrained(options, how))
@@ -103,18 +103,18 @@ class Run:
     def restore(self, model: GPT, optimizer, scaler, batches: RankBatches) -> int:
         """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
         UserError if --data is another text."""
-        if not (self.saved and "state" in self.saved):
+        if "state" not in self.saved:
             return 0
         state = self.saved["state"]
         if state["text"] != self.text:
             found = f"a text of {state['text']}, and --data now has {self.text}"
             raise UserError(f"the run began with {found}: give the one that it began with")
-        path = self.saved["path"] if self.ranks.is_main else None
+        path = self.saved["path"]
         if not restore_state(path, state, model, optimizer, scaler, batches, self.ranks):
             print("new random generators: the run had fewer ranks, or another kind of device")
             seed = self.saved["config"]["seed"]
             torch.manual_seed(seed + self.ranks.rank + state["step"] * self.ranks.world_size)
-        print(f"resumed from {self.saved['path']}")
+        print(f"resumed from {path}")
         return state["step"]
 
     def check(self, step: int, loss: float, norm: float, scaler) -> None:
@@ -164,7 +164,7 @@ def _pretrained(options, how: dict) -> GPT:
     return model
 
 
-def restore_state(path: Path | None, state: dict, model, optimizer, scaler, batches, ranks) -> bool:
+def restore_state(path: Path, state: dict, model, optimizer, scaler, batches, ranks) -> bool:
     """Restore a checkpoint's state and tensors; returns as checkpoint.restore."""
     batches.restore(state["data"])
     if state["scaler"]:  # not empty: the run was in fp16
