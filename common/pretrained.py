@@ -12,10 +12,9 @@ import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from common.kit.card import card
 from common.kit.cli import UserError
 from common.kit.disk import read_json, share, whole_folder
-from common.kit.hub import check_new_folder, first_line, model_folder
+from common.kit.hub import card, check_new_folder, first_line, model_folder
 from common.model import GPT, GPTConfig
 from common.tokenizer import VOCAB_SIZE, token_ids, tokenizer_file
 

@@ -1,6 +1,9 @@
-"""A model's folder in Hugging Face's format: on this machine, or downloaded from the Hub."""
+"""A model's folder in Hugging Face's format, on this machine or downloaded from the Hub, and its
+card: the README.md that the Hub shows."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -58,3 +61,36 @@ def check_new_folder(folder: str | os.PathLike) -> Path:
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"{folder} can't be created in {above}: export into another folder")
     return folder
+
+
+def card(title: str, facts: dict[str, object]) -> str:
+    """The card's text, with one line per fact. The fact "command" is the command that made the
+    model: by default, this process's own."""
+    own = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    facts = {"command": own} | facts
+    command = facts.pop("command")
+    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {title}
+
+{lines}
+
+Made by
+
+```sh
+{command}
+```
+
+To try it, with the name of this folder or of its repository on the Hub:
+
+```python
+from transformers import pipeline
+
+print(pipeline("text-generation", model=FOLDER)("To be")[0]["generated_text"])
+```
+"""

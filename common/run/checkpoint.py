@@ -72,11 +72,20 @@ def restore(path: Path, model, optimizer, ranks: Ranks) -> bool:
     return True
 
 
+def resume(path: Path, state: dict, model, optimizer, scaler, batches, ranks: Ranks) -> bool:
+    """Restore what `save` saved; state is the checkpoint's. Returns as restore."""
+    batches.restore(state["data"])
+    if state["scaler"]:  # not empty: the run was in fp16
+        scaler.load_state_dict(state["scaler"])
+    return restore(path, model, optimizer, ranks)
+
+
 def save(
-    folder: Path, texts: dict, model, optimizer, keep: int, ranks: Ranks, best: Path | None = None
+    folder: Path, texts: dict, model, optimizer, scaler, batches, keep: int, ranks: Ranks, best=None
 ) -> Path:
-    """Collect and write a checkpoint of the run in `folder`. Returns its path."""
+    """Collect and write a checkpoint of the run in `folder`; see `write`. Returns its path."""
     tensors = collect(model, optimizer, ranks)
+    texts["state"] |= {"data": batches.state(), "scaler": scaler.state_dict()}
     texts["model"] = {name: getattr(model.config, name) for name in SIZES}
     place = (folder / "checkpoints", texts["state"]["step"])
     return ranks.from_main(lambda: write(*place, tensors, texts, keep, best))

@@ -110,7 +110,7 @@ class Run:
             found = f"a text of {state['text']}, and --data now has {self.text}"
             raise UserError(f"the run began with {found}: give the one that it began with")
         path = self.saved["path"]
-        if not restore_state(path, state, model, optimizer, scaler, batches, self.ranks):
+        if not checkpoint.resume(path, state, model, optimizer, scaler, batches, self.ranks):
             print("new random generators: the run had fewer ranks, or another kind of device")
             seed = self.saved["config"]["seed"]
             torch.manual_seed(seed + self.ranks.rank + state["step"] * self.ranks.world_size)
@@ -129,10 +129,9 @@ class Run:
         self, step: int, model: GPT, optimizer, scaler, batches, options, best: Path | None
     ) -> None:
         """Write a checkpoint after this many steps. The best one before it stays."""
-        state = {"step": step, "text": self.text}
-        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
-        texts = {"state": state, "config": run_config(options)}
-        path = checkpoint.save(self.folder, texts, model, optimizer, options.keep, self.ranks, best)
+        texts = {"state": {"step": step, "text": self.text}, "config": run_config(options)}
+        how = (options.keep, self.ranks, best)
+        path = checkpoint.save(self.folder, texts, model, optimizer, scaler, batches, *how)
         print(f"saved: {path}")
 
     def export(self, step: int, options) -> None:
@@ -162,14 +161,6 @@ def _pretrained(options, how: dict) -> GPT:
     model = tie_weights(GPT(replace(pretrained.config, **how)))
     model.load_state_dict(pretrained.state_dict())
     return model
-
-
-def restore_state(path: Path, state: dict, model, optimizer, scaler, batches, ranks) -> bool:
-    """Restore a checkpoint's state and tensors; returns as checkpoint.restore."""
-    batches.restore(state["data"])
-    if state["scaler"]:  # not empty: the run was in fp16
-        scaler.load_state_dict(state["scaler"])
-    return checkpoint.restore(path, model, optimizer, ranks)
 
 
 def fingerprint(tokens: Tokens) -> str:

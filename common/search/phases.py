@@ -41,8 +41,7 @@ def read_phases(text: str) -> list[Phase]:
         try:
             trials, last = (int(n) for n in part.split("x"))
         except ValueError:
-            hint = "give TRIALSxSTEPS,…, as 24x50,8x150,3x500"
-            raise UserError(f"--phases {text}: {hint}") from None
+            raise UserError(f"--phases {text}: give TRIALSxSTEPS,…, as 24x50,8x150,3x500") from None
         if not 0 < trials < phases[-1].trials or last <= phases[-1].last:
             hint = "give each phase fewer trials than the one before, and more steps"
             raise UserError(f"--phases {text}: {hint}")

@@ -12,7 +12,6 @@ from filelock import FileLock
 from common.kit.cli import UserError
 from common.run import checkpoint
 from common.run.ranks import Ranks
-from common.run.resume import restore_state
 from common.search.phases import Phase
 
 
@@ -38,9 +37,8 @@ class Trial:
     def save(self, model, optimizer, scaler, batches, device: torch.device) -> None:
         """Write a checkpoint, in place of the one before."""
         state = {"step": self.step, "seconds": self.seconds, "curve": self.curve}
-        state |= {"data": batches.state(), "scaler": scaler.state_dict()}
         texts = {"state": state, "config": self.values}
-        checkpoint.save(self.folder, texts, model, optimizer, 1, Ranks(device))
+        checkpoint.save(self.folder, texts, model, optimizer, scaler, batches, 1, Ranks(device))
 
     def restore(self, model, optimizer, scaler, batches, device: torch.device) -> None:
         """Resume from its checkpoint, if there is one. A checkpoint that is damaged, or left by
@@ -51,7 +49,7 @@ class Trial:
             saved = path and checkpoint.read(path)
             state = saved["state"] if saved and saved["config"] == self.values else None
             if state and state["step"] <= self.phase.last:
-                restore_state(path, state, model, optimizer, scaler, batches, Ranks(device))
+                checkpoint.resume(path, state, model, optimizer, scaler, batches, Ranks(device))
                 self.step, self.seconds = state["step"], state["seconds"]
                 self.curve = state["curve"]
                 return

@@ -77,8 +77,7 @@ def train(model: GPT, batches, log: RunLog, plan, setting: Setting, seconds: flo
     """Stage 6's loop, for this many seconds. The learning rate follows the time. Returns the number
     of steps."""
     device, step = next(model.parameters()).device, 0
-    groups = parameter_groups(model, plan.weight_decay)
-    optimizer = adamw(groups, plan.lr)
+    optimizer = adamw(parameter_groups(model, plan.weight_decay), plan.lr)
     optimizer = Muon(optimizer, model) if plan.optimizer == "muon" else optimizer
     loss_of = loss_function(model, setting.compile)
     scaler = torch.amp.GradScaler(device.type, enabled=setting.dtype is torch.float16)
