@@ -37,21 +37,20 @@ class Run:
         self.saved = ranks.from_main(lambda: self._open(options))
 
     def _open(self, options) -> dict:
-        folder, resume = self.folder, options.resume
-        is_run = (folder / "config.json").exists()
-        if resume and options.restart:
+        folder = self.folder
+        if options.resume and options.restart:
             raise UserError("--resume and --restart exclude each other: give one of them")
-        if resume and not is_run:
-            raise UserError(f"{folder} holds no run: start one without --resume")
-        if not is_run and folder.exists() and not (folder.is_dir() and is_empty(folder)):
-            raise UserError(f"{folder} exists and holds no run: give another --out")
-        if is_run and not resume and not options.restart:
-            hint = "--resume continues it, --restart deletes it, another --out keeps it"
-            raise UserError(f"{folder} holds a run: {hint}")
-        if is_run:
+        if (folder / "config.json").exists():
+            if not (options.resume or options.restart):
+                hint = "--resume continues it, --restart deletes it, another --out keeps it"
+                raise UserError(f"{folder} holds a run: {hint}")
             # Before a checkpoint is chosen: another process may be writing one.
             self.lock = self.lock or locked(folder)
-        if not resume:
+        elif options.resume:
+            raise UserError(f"{folder} holds no run: start one without --resume")
+        elif folder.exists() and not (folder.is_dir() and is_empty(folder)):
+            raise UserError(f"{folder} exists and holds no run: give another --out")
+        if not options.resume:
             return {}
         path = checkpoint.newest(folder / "checkpoints")
         if path:
