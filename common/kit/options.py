@@ -20,7 +20,7 @@ class UserError(Exception):
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be imported; a folder of its name is not one."""
+    """Whether a package is installed; a folder of its name is not one."""
     return getattr(find_spec(module), "origin", None) is not None
 
 

@@ -151,12 +151,9 @@ class Search:
             end = {"state": TrialState.FAIL} if reason else {"values": trial.curve[-1][2]}
             self.studies[trial.k].tell(trial.asked, **end)
             trial.lock.release()
-            if trial.k + 1 < len(self.phases):
-                self._remove_losers(trial.k)
-
-    def _remove_losers(self, k: int) -> None:
-        """Remove the checkpoints of trials that can no longer be among phase k's best."""
-        best = self.complete(k)[: self.phases[k + 1].trials]
-        for trial in self.finished(k):
-            if trial not in best:
-                shutil.rmtree(self.folder_of(trial) / "checkpoints", ignore_errors=True)
+            if trial.k + 1 == len(self.phases):
+                return  # the last phase's trials keep them
+            best = self.complete(trial.k)[: self.phases[trial.k + 1].trials]
+            for ended in self.finished(trial.k):
+                if ended not in best:
+                    shutil.rmtree(self.folder_of(ended) / "checkpoints", ignore_errors=True)
