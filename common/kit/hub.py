@@ -67,9 +67,8 @@ def card(title: str, facts: dict[str, object]) -> str:
     """The card's text, with one line per fact. The fact "command" is the command that made the
     model: by default, this process's own."""
     own = shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
-    facts = {"command": own} | facts
-    command = facts.pop("command")
-    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    command = facts.get("command", own)
+    lines = "\n".join(f"- {name}: {value}" for name, value in facts.items() if name != "command")
     return f"""\
 ---
 library_name: transformers
