@@ -93,8 +93,13 @@ class HuggingFace(torch.nn.Module):
 
 def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, object]) -> None:
     """Write as_hugging_face(model), GPT-2's tokenizer and a card of the facts as a folder that
-    `transformers` loads without a network. Raises UserError if the folder is not empty."""
-    folder = check_new_folder(folder)
+    `transformers` loads without a network: completely or not at all. Raises UserError if the folder
+    is not empty, or can't be written."""
+    with whole_folder(check_new_folder(folder), "export into another folder") as partial:
+        _write(model, partial, facts)
+
+
+def _write(model: GPT, folder: Path, facts: dict[str, object]) -> None:
     disable_progress_bar()
     reference, T = as_hugging_face(model), model.config.block_size
     vocab_size = reference.config.vocab_size
@@ -114,7 +119,7 @@ def to_hugging_face(model: GPT, folder: str | os.PathLike, facts: dict[str, obje
 def export(model: GPT, folder: Path, facts: dict[str, object]) -> None:
     """Write model to folder/hf, replacing an earlier one: completely or not at all."""
     with whole_folder(folder / "hf") as partial:
-        to_hugging_face(model, partial, facts)
+        _write(model, partial, facts)
     print(f"saved: {folder}/hf\n  to try it: python 1_gpt2_hf_eval.py --model {folder}/hf")
 
 

@@ -112,6 +112,12 @@ def test_two_runs_in_one_folder_are_refused(refused, text_file):
         refused("another process trains in runs/3_dataloader", 3, "--data", str(text_file))
 
 
+def test_a_run_of_stage_7_is_not_overwritten(refused, text_file):
+    (run_folder("run") / "config.json").write_text("{}")
+    refused("run holds a run of stage 7", 3, "--data", str(text_file), "--out", "run")
+    assert [path.name for path in Path("run").iterdir()] == ["config.json"]
+
+
 def test_ctrl_c_leaves_whole_files(text_file, tmp_path):
     options = (*SMALL, "--data", str(text_file), "--steps", "99999")
     process = started(3, *options, cwd=tmp_path, until="step   20")
@@ -153,6 +159,7 @@ def test_bad_input(refused, text_file, tmp_path):
     refused("fewer than a batch of 8", 3, *data, "--block-size", "1024")
     refused("no preset", 3, *data, "--model", "gpt-huge")
     refused("does not exist", 3, "--data", "gone")
+    refused("~ and the name of no user", 3, "--data", "~no-such-user/text")
     (tmp_path / "short.txt").write_text("To be.")
     refused("too few for validation", 3, "--data", "short.txt")
     np.save(tmp_path / "ids.npy", np.arange(99))

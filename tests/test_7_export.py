@@ -1,6 +1,7 @@
 """Stage 7: any checkpoint of a run as a folder in Hugging Face's format, without training."""
 
 import csv
+import resource
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,26 @@ def test_the_cards_command_of_a_fine_tuned_model_says_what_is_not_usual(tmp_path
     for name, value in given.items():
         assert f"--{name} {value}" in command
     assert ("--recipe gpt3-125m" in command) == (recipe in RECIPES)
+
+
+def test_a_full_disk_leaves_no_export(copy, call):
+    """The system refuses to write files beyond a size, as it does when a disk is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        code, _, stderr = call("run", "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and stderr.count("\n") == 1
+    assert stderr.startswith("error: new can't be written: ")
+    assert [path.name for path in Path().iterdir()] == ["run"]
+    assert call("run", "new")[0] == 0
+
+
+def test_a_log_that_a_crash_damaged_is_read(copy, call):
+    with open("run/metrics.csv", "ab") as log:
+        log.write(b"3,9.9\n\x80\xff")
+    assert call("run", "new")[0] == 0
 
 
 def test_what_can_not_be_exported_is_one_line(copy, call):

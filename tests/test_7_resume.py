@@ -190,7 +190,9 @@ def test_another_text_is_another_run(call, refused, text_file, short):
     options = (*TINY, "--data", "t.txt", "--steps", "3", "--stop-at", "2", "--out", "run")
     assert call(7, *options)[0] == 0
     Path("t.txt").write_text("Another beginning. " + text)
-    refused("the run began with a text of", 7, "--out", "run", "--resume")
+    before = files(Path("run"))
+    refused("the run began with a text of", 7, "--out", "run", "--resume", "--steps", "4")
+    assert files(Path("run")) == before
     Path("moved.txt").write_text(text)
     assert call(7, "--out", "run", "--resume", "--data", "moved.txt")[0] == 0
 
@@ -202,7 +204,7 @@ def test_an_export_that_fails_is_made_again_by_resume(call, refused, text_file, 
     neither_sample_nor_plot(monkeypatch)
     options = (*TINY, "--data", str(text_file), "--steps", "2", "--out", "run")
     with monkeypatch.context() as patch:
-        patch.setattr("common.pretrained.to_hugging_face", full)
+        patch.setattr("common.pretrained._write", full)
         refused("hf can't be written", 7, *options)
     assert checkpoints(Path("run")) == ["step_00000002"]
     Path("run/.hf.old.partial/x").mkdir(parents=True)  # as a kill leaves it

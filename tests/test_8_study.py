@@ -198,6 +198,12 @@ def test_a_users_file_is_no_journal(tmp_path):
     assert notes.read_text() == "dear diary\n"
 
 
+def test_an_empty_file_is_a_new_journal(tmp_path):
+    (tmp_path / "new.log").touch()
+    search = Search(tmp_path, read_phases("4x5"), SPACE, "grid", 1, str(tmp_path / "new.log"))
+    assert search.trials(0) == [] and (tmp_path / "new.log").stat().st_size > 0
+
+
 @pytest.mark.parametrize("storage, words", [
     ("gone/journal.log", "No such file"), ("nosql://host/name", "nosql"), ("://", "parse"),
 ])  # fmt: skip

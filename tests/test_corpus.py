@@ -242,6 +242,9 @@ def test_a_folders_files_are_found_below_and_sorted(tmp_path, monkeypatch):
     (tmp_path / "b" / "1.txt").write_text("third", encoding="utf-8-sig")
     (tmp_path / "a.txt").write_bytes(b"first\r\n")  # line ends stay as they are
     (tmp_path / "a2.txt").write_text("second")
+    (tmp_path / ".venv").mkdir()
+    for hidden in (".a.txt", ".venv/licence.txt"):
+        (tmp_path / hidden).write_text("not meant")
     found = read_corpus(str(tmp_path))
     assert (found.name, found.text) == (tmp_path.name, "first\r\n\nsecond\nthird")
     assert found.source == f"3 .txt and .md files in {tmp_path}"

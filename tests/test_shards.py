@@ -115,8 +115,8 @@ def test_every_kind_gives_the_same_ids(name, packed, capsys, monkeypatch):
 
 def test_a_folder_of_texts_is_a_document_a_file(capsys):
     names = ("a.txt", "b/one.md", "b/two.txt")
-    for name in (*names, "1.pdf", "2.pdf", "3.pdf", "b/x.doc"):
-        Path("texts/b").mkdir(parents=True, exist_ok=True)
+    for name in (*names, "1.pdf", "2.pdf", "3.pdf", "b/x.doc", ".a.txt", ".git/b.txt"):
+        Path("texts", name).parent.mkdir(parents=True, exist_ok=True)
         Path("texts", name).write_text(f"This is {name}. " * 30)
     assert make("texts", "--out", "out", "--shard-tokens", "100") == 0
     texts = [f"This is {name}. " * 30 for name in names]

@@ -46,7 +46,7 @@ def run(main: Callable, options_class: type, argv: Sequence[str] | None = None) 
 
 
 # Errors of the file system or the disk that no change to the code would fix.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 NO_SUCH_PLACE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -58,6 +58,8 @@ def in_one_line(error: UserError | RuntimeError | OSError) -> str | None:
         return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}{hint}"
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return "out of memory: give a smaller --batch-size, --block-size or --model"
+    if str(error).startswith("Could not determine home directory"):  # pathlib's, for ~name/
+        return "a path begins with ~ and the name of no user: give another path"
     return str(error) if isinstance(error, UserError) else None
 
 

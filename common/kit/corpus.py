@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from common.kit.cli import UserError
+from common.kit.disk import visible
 from common.kit.download import downloaded
 
 TINY_SHAKESPEARE_URL = (
@@ -55,7 +56,7 @@ def read_corpus(data: str) -> Corpus:
         )
     files, source = [path], "a file"
     if path.is_dir():
-        found = sorted(path.rglob("*"))
+        found = visible(path)
         files = [f for f in found if f.suffix.lower() in (".txt", ".md") and f.is_file()]
         source = f"{len(files)} .txt and .md files in {data}"
     text = "\n".join(map(_read_text, files))

@@ -18,9 +18,12 @@ from safetensors import SafetensorError
 from common.kit.cli import UserError
 
 
-def run_folder(out: str) -> Path:
-    """Create the folder `out` if needed. Raises UserError if it can't be created or written to."""
+def run_folder(out: str, has_run: bool = False) -> Path:
+    """Create the folder `out` if needed. Raises UserError if it can't be created or written to, or
+    holds a run of stage 7, whose files would be overwritten; with has_run it may."""
     folder = Path(out).expanduser()
+    if (folder / "config.json").exists() and not has_run:
+        raise UserError(f"--out {out} holds a run of stage 7: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -28,6 +31,12 @@ def run_folder(out: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} can't be written to: give another folder")
     return folder
+
+
+def visible(folder: Path) -> list[Path]:
+    """All that a folder and its subfolders hold, sorted, without what is hidden: .venv/, say."""
+    found = sorted(folder.rglob("*"))
+    return [p for p in found if not any(s[0] == "." for s in p.relative_to(folder).parts)]
 
 
 def is_empty(folder: Path) -> bool:
@@ -101,7 +110,7 @@ def whole_folder(final: Path, hint: str = "make room") -> Iterator[Path]:
     can't be written, raises UserError and leaves nothing behind."""
     partial, old = (final.with_name(f".{final.name}{end}.partial") for end in ("", ".old"))
     try:
-        final.parent.mkdir(exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (partial, old):  # of a process that was killed
             remove(leftover)
         partial.mkdir()

@@ -44,7 +44,7 @@ LIMITS = {
     "50257, or a multiple of 128 from 384 to 50176": (is_vocab_size, "vocab_size"),
     f"0 to {2**63 - 1}": (lambda value: 0 <= value < 2**63, "seed"),
     "no, or install that package first": (lambda name: name == "no" or is_installed(name), "track"),
-    "a character or more": (lambda value: value != "", "prompt stop data"),
+    "a character or more": (lambda value: value != "", "prompt stop data init_from storage"),
 }
 
 

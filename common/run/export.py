@@ -46,7 +46,7 @@ def facts(folder: Path, config: dict, step: int) -> dict[str, object]:
     tokens = f"{step:,} of {config['total_batch_tokens']:,} tokens"
     found = {"command": shlex.join(command), "data": config["data"], "steps": tokens}
     log = folder / "metrics.csv"
-    for row in csv.DictReader(log.read_text().splitlines() if log.exists() else []):
+    for row in csv.DictReader(log.read_text(errors="replace").splitlines() if log.exists() else []):
         for title, column in COLUMNS.items():
             if row.get(column) and int(row["step"]) <= step:
                 found[title] = f"{float(row[column]):.4f} at step {int(row['step']):,}"

@@ -68,7 +68,7 @@ def read_recipe(name: str, options_class: type) -> dict:
     if name in RECIPES:
         return RECIPES[name]
     try:
-        text = Path(name).read_bytes().decode()
+        text = Path(name).expanduser().read_bytes().decode()
         found = {option.replace("-", "_"): value for option, value in tomllib.loads(text).items()}
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error

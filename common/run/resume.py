@@ -60,9 +60,12 @@ class Run:
 
     def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
         """Make the folder with the run's options, before its first step. text is the fingerprint of
-        the data, questions are HellaSwag's. Raises UserError if the disk has no room for the
-        checkpoints and the export."""
+        the data, questions are HellaSwag's. Raises UserError if --data is another text than the
+        run's, or if the disk has no room for the checkpoints and the export."""
         self.text, self.questions = text, questions
+        if (began := self.saved.get("state", {}).get("text", text)) != text:
+            found = f"a text of {began}, and --data now has {text}"
+            raise UserError(f"the run began with {found}: give the one that it began with")
         self.ranks.from_main(lambda: self._begin(options, model))
 
     def _begin(self, options, model: GPT) -> None:
@@ -70,7 +73,7 @@ class Run:
         n = options.keep + 2  # the best one, and the one that is being written
         need = (BYTES_IN_CHECKPOINT * n + BYTES_IN_EXPORT) * n_params
         check_room(self.folder, need, f"{n} checkpoints and the export")
-        run_folder(options.out)
+        run_folder(options.out, has_run=True)
         self.lock = self.lock or locked(self.folder)
         if not options.resume:
             self._open(options)  # another process may have made a run here meanwhile
@@ -100,14 +103,10 @@ class Run:
         return build(preset(options.model, **sizes, **how), without, options.seed)
 
     def restore(self, model: GPT, optimizer, scaler, batches: RankBatches) -> int:
-        """Restore what `save` saved. Returns the step to resume at: 0 for a new run. Raises
-        UserError if --data is another text."""
+        """Restore what `save` saved. Returns the step to resume at: 0 for a new run."""
         if "state" not in self.saved:
             return 0
         state = self.saved["state"]
-        if state["text"] != self.text:
-            found = f"a text of {state['text']}, and --data now has {self.text}"
-            raise UserError(f"the run began with {found}: give the one that it began with")
         path = self.saved["path"]
         if not checkpoint.resume(path, state, model, optimizer, scaler, batches, self.ranks):
             print("new random generators: the run had fewer ranks, or another kind of device")

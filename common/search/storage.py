@@ -39,7 +39,7 @@ def open_studies(storage: str | None, folder: Path, n_phases: int) -> list[optun
         else:
             if Path(storage).is_file():
                 with open(storage, "rb") as journal:  # a long search's journal is large
-                    if b"op_code" not in journal.read(99):
+                    if (head := journal.read(99)) and b"op_code" not in head:
                         raise ValueError(f"{storage} is another kind of file")  # don't append to it
             opened = JournalStorage(JournalFileBackend(storage))
     except (ImportError, OSError, ValueError, ArgumentError) as error:

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
 from common.kit.cli import UserError
+from common.kit.disk import visible
 
 HUB = {  # name → (dataset on the Hub, revision, its Parquet files)
     "fineweb-edu": ("HuggingFaceFW/fineweb-edu", "main", "sample/10BT/*.parquet"),
@@ -42,7 +43,7 @@ def find_files(source: str, leave_out: Path) -> dict[str, int]:
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(f"{source} does not exist: give {', '.join(HUB)}, a file or a folder")
-    found = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    found = [file for file in (path, *visible(path)) if file.is_file()]
     found = [file for file in found if leave_out.resolve() not in file.resolve().parents]
     kinds = {file: _kind(file) for file in found if _kind(file)}
     if len(set(kinds.values())) > 1:  # a README.md beside the data only describes it
