@@ -382,6 +382,17 @@ def test_a_resumed_run_says_what_changed(call, options):
     assert "\nchanged: steps 8 → 9, lr 0.01 → 0.02\n" in stdout
 
 
+def test_what_changed_stays_even_if_the_run_is_killed(call, options, monkeypatch, short):
+    """Before its next checkpoint: the options are those of the last command."""
+    assert call(7, *options, "--stop-at", "4", "--out", "run")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", lambda *_: None)  # as if the end never came
+        call(7, "--out", "run", "--resume", "--lr", "2e-2", "--stop-at", "5")
+    stdout = call(7, "--out", "run", "--resume", "--stop-at", "5")[1]
+    assert "resumed from run/checkpoints/step_00000004" in stdout
+    assert "lr=0.02" in stdout and "changed: " not in stdout
+
+
 # Folders
 
 

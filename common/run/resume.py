@@ -52,11 +52,12 @@ class Run:
             raise UserError(f"{folder} exists and holds no run: give another --out")
         if not options.resume:
             return {}
+        config = read_json(folder / "config.json")  # of the last command, even if it was killed
         path = checkpoint.newest(folder / "checkpoints")
         if path:
-            return checkpoint.read(path) | {"path": path}
+            return checkpoint.read(path) | {"path": path, "config": config}
         print(f"{folder} has no checkpoint yet: starting at step 0")
-        return {"config": read_json(folder / "config.json")}
+        return {"config": config}
 
     def begin(self, options, model: GPT, text: str, questions: list | None) -> None:
         """Make the folder with the run's options, before its first step. text is the fingerprint of
