@@ -18,12 +18,9 @@ from safetensors import SafetensorError
 from common.kit.cli import UserError
 
 
-def run_folder(out: str, has_run: bool = False) -> Path:
-    """Create the folder `out` if needed. Raises UserError if it can't be created or written to, or
-    holds a run of stage 7, whose files would be overwritten; with has_run it may."""
+def run_folder(out: str) -> Path:
+    """Create the folder `out` if needed. Raises UserError if it can't be created or written to."""
     folder = Path(out).expanduser()
-    if (folder / "config.json").exists() and not has_run:
-        raise UserError(f"--out {out} holds a run of stage 7: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.kit.cli import duration
+from common.kit.cli import UserError, duration
 from common.kit.disk import locked
 
 # How a value looks in the printed line. Columns not listed here are only written to the file.
@@ -28,7 +28,8 @@ class RunLog:
     file when the `with` block ends, even by Ctrl-C.
 
     steps is the number of steps to come, used to estimate the time left. A log may hold several
-    training runs: set `log.curve` to a name before each, and give a column "curve".
+    training runs: set `log.curve` to a name before each, and give a column "curve". Raises
+    UserError for a folder in use, or with a run of stage 7.
     """
 
     def __init__(self, folder: Path, columns: tuple[str, ...], steps: int):
@@ -41,6 +42,8 @@ class RunLog:
             self.file.flush()
 
     def open(self):
+        if (self.folder / "config.json").exists():  # only stage 7 writes it, and resumes its log
+            raise UserError(f"{self.folder} holds a run of stage 7: give another --out")
         self.lock = locked(self.folder)  # as long as this log lives
         (self.folder / "metrics.png").unlink(missing_ok=True)  # it would show another run
         return (self.folder / "metrics.csv").open("w", newline="")

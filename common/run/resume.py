@@ -74,7 +74,7 @@ class Run:
         n = options.keep + 2  # the best one, and the one that is being written
         need = (BYTES_IN_CHECKPOINT * n + BYTES_IN_EXPORT) * n_params
         check_room(self.folder, need, f"{n} checkpoints and the export")
-        run_folder(options.out, has_run=True)
+        run_folder(options.out)
         self.lock = self.lock or locked(self.folder)
         if not options.resume:
             self._open(options)  # another process may have made a run here meanwhile
